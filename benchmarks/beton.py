@@ -38,7 +38,7 @@ class Source(NamedTuple):
 
     def kilobytes(self) -> float:
         """Return the stored kB of one clip, if each frame is read once."""
-        reader = open_samples(self.data, load_manifest(self.data.shards))
+        reader = open_samples(self.data)
         frames = [reader.read_frames(sample, [0])[0] for sample in range(reader.manifest.samples)]
         return self.clip.frames * sum(map(len, frames)) / len(frames) / 1e3
 

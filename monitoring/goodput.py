@@ -6,7 +6,7 @@ queue_wait           submitted or preempted, until the process starts (again)
 init                 imports, rendezvous, building the model
 restore              verifying and loading the checkpoint
 data_wait            rank 0 waits for its loader
-checkpoint_blocking  a save blocks training
+checkpoint_blocking  a save or a memory copy blocks training
 lost_work            steps repeated after a resume, and steps skipped as non-finite
 downtime             after an attempt that failed or was stopped by the stop file, until the run is submitted or
                      started again
@@ -157,6 +157,7 @@ class GoodputTracker:
         productive = row["step_seconds"] - row["data_wait_seconds"] - row.get("other_seconds", 0.0)
         skipped, self._skipped = min(self._skipped, count), 0
         self._badput["lost_work"] += skipped * productive
+        self._badput["checkpoint_blocking"] += count * row.get("memory_copy_seconds", 0.0)
         if count > skipped:
             self._steps.append(_Steps(row["step"], count - skipped, productive, row["data_wait_seconds"]))
         if self._last_row is not None:

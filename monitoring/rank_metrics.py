@@ -17,7 +17,7 @@ from monitoring.metric_definitions import METRICS, RANK, RUN, STATES, STEP_BUCKE
 from monitoring.rank_snapshots import Snapshot
 from motionmae.config import Config
 from motionmae.planning.gpus import peak_of_device
-from motionmae.runs.events import Kind, Row, Sink
+from motionmae.runs.events import SOURCE_SAMPLES, Kind, Row, Sink
 from motionmae.runs.history import AttemptTracker
 from motionmae.text import get_logger
 
@@ -129,6 +129,7 @@ class RankMetrics(Sink):
             self._set_progress(row["step"])
         elif kind == Kind.RESUME:
             self._set("checkpoint_duration_seconds", row["seconds"], "restore", "true")
+            self._add("resumes_total", 1, row.get("source", "disk"))
         elif kind == Kind.CHECKPOINT:
             self._set("checkpoint_duration_seconds", row["blocking"], "save", "true")
             self._set("checkpoint_duration_seconds", max(row["seconds"] - row["blocking"], 0), "save", "false")
@@ -156,6 +157,9 @@ class RankMetrics(Sink):
             return
         steps, seconds, clips_per_second = row["steps"], row["step_seconds"], row["clips_per_second"]
         self._set_progress(row["step"])
+        for key, count in row.items():
+            if key.startswith(SOURCE_SAMPLES):
+                self._set("source_samples_total", count, key.removeprefix(SOURCE_SAMPLES))
         self._set("eta_seconds", (self._values["steps_target", ()] - row["step"]) * seconds)
         clips = steps * clips_per_second * seconds
         self._add("clips_total", clips)

@@ -11,17 +11,21 @@ from rich.table import Column
 from rich.text import Text
 
 from monitoring.goodput import CATEGORIES, Goodput, goodput_of
-from monitoring.report.page import FAULTS
-from motionmae.runs.events import Phase, Row
+from motionmae.runs.events import FAULTS, Phase, Row
 from motionmae.runs.formatting import duration
-from motionmae.runs.history import RunHistory
+from motionmae.runs.history import RunHistory, RunState
 from motionmae.screen import Table, draw_bar
 from motionmae.text import cell, printable
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _STYLES = {
     Phase.FORWARD: "blue", Phase.BACKWARD: "cyan", Phase.OPTIMIZER: "green", Phase.DATA_WAIT: "yellow",
-    Phase.CHECKPOINT: "magenta", Phase.OTHER: "bright_black",
+    Phase.CHECKPOINT: "magenta", Phase.MEMORY_COPY: "bright_magenta", Phase.OTHER: "bright_black",
+}  # fmt: skip
+STATE_STYLES = {
+    RunState.QUEUED: "yellow", RunState.STARTING: "cyan", RunState.TRAINING: "cyan", RunState.SILENT: "red",
+    RunState.FINISHED: "green", RunState.STOPPED: "yellow", RunState.PREEMPTED: "yellow", RunState.REQUEUED: "yellow",
+    RunState.FAILED: "red",
 }  # fmt: skip
 _Cells = tuple[str | Text, ...]
 _RECENT = 50  # number of logged rows in the averages
@@ -42,14 +46,13 @@ def view(history: RunHistory, width: int, now: float | None = None) -> Renderabl
 
 def _header(history: RunHistory, now: float) -> Text:
     state = history.state
-    style = {"finished": "green", "under way": "cyan", "preempted": "yellow"}.get(state, "red")
-    text = Text.assemble(cell(history.name, "bold"), "  ", cell(state, f"bold {style}"))
+    text = Text.assemble(cell(history.name, "bold"), "  ", cell(state, f"bold {STATE_STYLES[state]}"))
     if history.attempts:
         attempt = history.attempts[-1]
         hosts = ", ".join(attempt.hosts[:4]) + (f" and {len(attempt.hosts) - 4} more" if len(attempt.hosts) > 4 else "")
         text.append(cell(f"  {attempt.world} ranks on {hosts}; attempt {len(history.attempts)}", "bright_black"))
         idle = now - attempt.last_sign
-        if state in ("under way", "silent"):
+        if state in (RunState.STARTING, RunState.TRAINING, RunState.SILENT):
             text.append(f"; last row {duration(idle)} ago", "bright_black" if idle < 120 else "bold red")
     return text
 
@@ -83,7 +86,7 @@ def _speed(history: RunHistory, recent: Sequence[Row]) -> Panel:
         ("clips per second", "", f"{mean('clips_per_second'):.1f}"),
         ("step", "", f"{mean('step_seconds'):.3f} s"),
     ]
-    whole = mean("step_seconds") + mean("checkpoint_seconds") or 1.0
+    whole = mean("step_seconds") + mean("checkpoint_seconds") + mean("memory_copy_seconds") or 1.0
     for phase, style in _STYLES.items():
         share = min(max(mean(f"{phase.value}_seconds") / whole, 0.0), 1.0)
         bar = cell(draw_bar(round(share * 12)), style)

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from submitit.slurm.slurm import _parse_node_list  # parses every form of Slurm's host lists
@@ -66,6 +66,18 @@ def find_job(job_id: str) -> JobState:
     accounted = run_command("sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", job_id)
     state, _, exit_code = accounted.stdout.strip().partition("|")
     return JobState(state.split()[0], exit_code=_exit_code(exit_code)) if state else JobState("GONE")
+
+
+def queued_jobs(job_ids: Iterable[str]) -> dict[str, str] | None:
+    """Return those jobs that run or wait, each with the reason why it waits ("None" if it runs).
+
+    The queue is asked once. None means that Slurm is not installed or does not answer.
+    """
+    answer = run_command("squeue", "--noheader", "--format", "%i|%r", "--jobs", ",".join(job_ids))
+    if answer.returncode and "Invalid job id" not in answer.stderr:  # its answer if all of them have left the queue
+        return None
+    rows = (line.strip().partition("|") for line in answer.stdout.splitlines())
+    return {job: reason for job, _, reason in rows}
 
 
 def parse_job(line: str) -> JobState:

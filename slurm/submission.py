@@ -14,7 +14,7 @@ from motionmae.commands import app
 from motionmae.config import Config, absolute_paths, config_yaml, load_config, refuse_unused
 from motionmae.config.schema import accumulation_steps, steps_per_epoch
 from motionmae.config.site import DEFAULT, Site, load_site
-from motionmae.data.open_shards import check_node_file, load_manifest
+from motionmae.data.open_shards import check_node_file, load_sources
 from motionmae.data.remote.download import UnreachableError
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
@@ -137,7 +137,7 @@ def check_shards(config: Config) -> None:
     data = config.data
     quick = data.model_copy(update={"remote_retries": 1, "remote_timeout": min(data.remote_timeout, 10)})
     try:
-        steps_per_epoch(config, load_manifest(data.shards, quick).samples)
+        steps_per_epoch(config, load_sources(quick).epoch_samples)
     except UnreachableError as error:
         say(f"note: this machine cannot reach the shards, but the nodes may: {error}")
 

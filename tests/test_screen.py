@@ -20,10 +20,10 @@ from motionmae.commands.doctor import gpu
 from motionmae.config import load_config
 from motionmae.errors import UserError
 from motionmae.evaluation.davis.metrics import Score
-from motionmae.evaluation.multiview_test import draw_confusion
 from motionmae.gpu_checks.check import CheckResult, Setting, Verdict
 from motionmae.screen import Table, TaskText, make_console, show
 from motionmae.text import printable
+from motionmae.training.validation.confusion import draw_confusion
 from tests.commands.functions import make_shards, preview, stats, verify
 from tests.data_tools.videos import draw_frames, write_video
 from tests.test_text import ROOT

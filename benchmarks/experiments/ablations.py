@@ -77,7 +77,7 @@ class AblationRow:
     def jobs(self) -> tuple[RowJob, RowJob, RowJob]:
         """Return the three jobs in their order."""
         config = load_config(self.config)
-        recipe = f"finetune_{config.model.size.replace('_', '')}_{Path(config.data.shards).parent.name}"
+        recipe = f"finetune_{config.model.size.replace('_', '')}_{Path(config.data.location).parent.name}"
         name, init = f"name={self.finetuning.path.name}", f"finetune.init={self.pretraining.path}"
         return (
             RowJob("pre-training", self.pretraining.path, ("--config", self.trained_config)),

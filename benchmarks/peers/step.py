@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from motionmae.checkpointing.memory_copies import MemoryCopies
 from motionmae.config import Config
 from motionmae.data.loader import Batch, ClipLoader
 from motionmae.distributed.context import DistributedContext
@@ -126,6 +127,8 @@ class InLoop:
             callbacks=[collector],
             log=print,
             state=TrainState(),
+            memory_copies=MemoryCopies(rank, folder.path, lease, 0, watchdog, print),
+            newest_saved=None,
         )
         stack.callback(self._trainer.checkpointer.close)
         self._batches = self._trainer.batches()

@@ -14,17 +14,14 @@ from monitoring.report.charts import Curve, LineChart, short_number
 from monitoring.report.losses import HeadLoss, last_loss, loss_table
 from monitoring.report.pictures import BORROWED, Picture
 from motionmae.config import Config, config_yaml, flat
-from motionmae.runs.events import Kind, Phase
+from motionmae.runs.events import FAULTS, SOURCE_PASSES, SOURCE_SAMPLES, Kind, Phase
 from motionmae.runs.formatting import duration
 from motionmae.runs.history import RunHistory
 from motionmae.text import LINES, printable
 
-FAULTS = {
-    Kind.NONFINITE: "step skipped", Kind.CORRUPT_SAMPLE: "corrupt samples", Kind.CHECKPOINT_FAILED: "save failed",
-    Kind.CHECKPOINT_DAMAGED: "damaged checkpoint skipped", Kind.HANG: "hung", Kind.ROLLBACK: "rolled back",
-    Kind.FAILURE: "attempt failed",
-}  # fmt: skip
-_PHASES = (Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.DATA_WAIT, Phase.CHECKPOINT, Phase.OTHER)
+_PHASES = (
+    Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.DATA_WAIT, Phase.CHECKPOINT, Phase.MEMORY_COPY, Phase.OTHER,
+)  # fmt: skip
 _CHARTS = {
     "lr": "Learning rate", "grad_norm": "Gradient norm, before clipping", "clips_per_second": "Clips a second",
     "step_seconds": "Seconds a step",
@@ -154,9 +151,25 @@ def _loader_facts(history: RunHistory) -> list[tuple[str, str]]:
             ("micro-batches ready, mean", f"{fmean(row['loader_ready'] for row in rows):.1f} of {capacity}"),
             ("logged steps with none ready", f"{fmean(row['loader_ready'] == 0 for row in rows):.1%}"),
         ]
+        facts += _source_facts(rows[-1])
     corrupt = history.of(Kind.CORRUPT_SAMPLE)
     reasons = corrupt[-1]["reasons"] if corrupt else {}
     return facts + [(f"corrupt: {reason}", str(count)) for reason, count in reasons.items()]
+
+
+def _source_facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the samples, share and passes of each source of a mixture, as of the last logged step."""
+    samples = {
+        key.removeprefix(SOURCE_SAMPLES): value or 0 for key, value in row.items() if key.startswith(SOURCE_SAMPLES)
+    }
+    total = sum(samples.values()) or 1
+    return [
+        (
+            f"samples of {name}",
+            f"{count:,} ({count / total:.1%}), {row.get(f'{SOURCE_PASSES}{name}') or 0:.2f} passes",
+        )
+        for name, count in samples.items()
+    ]
 
 
 def _differences(configs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

@@ -36,7 +36,7 @@ def reconstructions(run: Path) -> list[Picture]:
     import cv2
     import torch
 
-    from motionmae.data.open_shards import open_reader
+    from motionmae.data.open_shards import open_samples
     from motionmae.evaluation.load_run import load_pretrained
     from motionmae.evaluation.reconstructions import make_block, read_clips
     from motionmae.runs.checkpoint_store import CheckpointStore
@@ -45,7 +45,7 @@ def reconstructions(run: Path) -> list[Picture]:
     pictures = []
     for step in _first_middle_last(steps) if steps else [None]:
         loaded = load_pretrained(run, step)
-        reader = open_reader(loaded.config.data.shards, data=loaded.config.data)
+        reader = open_samples(loaded.config.data.model_copy(update={"beton": ""}))
         clips, flow = read_clips(reader, [0], loaded.config)
         found = loaded.model.reconstruct(clips, torch.zeros(1, dtype=torch.int64), loaded.config.mask.ratio, flow)
         strips = []

@@ -20,6 +20,7 @@ from motionmae.config import CheckpointConfig
 from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
+from motionmae.runs.best_checkpoint import best_of
 from motionmae.runs.checkpoint_manifest import Checkpoint
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.lease import Lease
@@ -105,7 +106,8 @@ class AsyncCheckpointer:
             with self._watchdog.during(what, limit, thread="checkpoint-writer"):
                 checkpoint = sharded.write(staged, self._store, self._rank, self._lease, self._group)
                 if self._rank.is_rank_zero:
-                    self._store.prune(self._keep.keep_last, self._keep.keep_every)
+                    best = checkpoint and best_of(checkpoint)
+                    self._store.prune(self._keep.keep_last, self._keep.keep_every, best.step if best else None)
         except CheckpointError as failure:
             error = str(failure)
         except BaseException as failure:

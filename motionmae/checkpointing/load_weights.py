@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from motionmae.errors import UserError
 from motionmae.models import convert
+from motionmae.runs.best_checkpoint import best_in
 from motionmae.runs.checkpoint_manifest import Checkpoint, defect_of, read_manifest
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
@@ -29,6 +30,8 @@ _INNER_NAMES = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_chec
 _OUTER_NAMES = re.compile(r"^(?:(?:module|model|net|backbone)\.)+")
 """Beginnings of tensor names from DDP and DeepSpeed (module), Lightning (model, net) and mmaction2 (backbone)."""
 _NAMES_SHOWN = 3
+BEST = "best"
+"""Name that stands for the step of a run's best checkpoint by validation."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,18 @@ def resolve_checkpoint(source: str | Path) -> Path:
     return path
 
 
-def newest_checkpoint(folder: RunFolder, step: int | None = None) -> Checkpoint:
-    """Return a run's newest checkpoint, or its checkpoint of ``step``; raise a UserError if there is none."""
+def newest_checkpoint(folder: RunFolder, step: int | str | None = None) -> Checkpoint:
+    """Return a run's newest checkpoint, or its checkpoint of ``step``; raise a UserError if there is none.
+
+    The step ``best`` is that of the best checkpoint by validation.
+    """
+    if step == BEST:
+        if (best := best_in(CheckpointStore(folder.checkpoints))) is None:
+            raise UserError(
+                f"{folder.path} has no best checkpoint, which training with validation.shards keeps: "
+                "give the step of another checkpoint (`motionmae checkpoints RUN`)"
+            )
+        step = best.step
     try:
         found_all = CheckpointStore(folder.checkpoints).newest_first()
     except OSError as error:

@@ -29,7 +29,7 @@ from motionmae.engine.precision import LossScale
 from motionmae.engine.sharded_state import KINDS, MOMENTS
 from motionmae.errors import UserError
 from motionmae.json_text import JsonModel
-from motionmae.runs.checkpoint_manifest import Checkpoint, Count, FileEntry
+from motionmae.runs.checkpoint_manifest import Checkpoint, Count, FileEntry, describe
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.end_reason import LeaseLost
 from motionmae.runs.lease import Lease
@@ -182,8 +182,8 @@ def write(
     attempt = lease.attempt.number if lease else 0
     try:
         folder = io.on_rank_zero(lambda: store.begin(staged.step, attempt))
-        tensors = _gather_shards(staged, rank, group)
-        shares = io.on_all_ranks(lambda: _write_share(tensors, folder, rank))
+        tensors = gather_shards(staged, rank, group)
+        shares = io.on_all_ranks(lambda: write_share(tensors, folder, rank))
         files = [entry for share in shares for entry in share]
         return io.on_rank_zero(lambda: store.commit(folder, staged.step, staged.state, files))
     except CheckpointError:
@@ -230,7 +230,7 @@ def restore(engine: Engine, rank: DistributedContext, checkpoint: Checkpoint) ->
             already_reported=not rank.is_rank_zero,
         )
     for index, (name, parameter) in enumerate(engine.parameters.items()):
-        reader, shape = index % rank.world, sharded_state.shape(parameter)
+        reader, shape = checkpoint.reader(index, files[name], rank.world), sharded_state.shape(parameter)
         kinds = (*KINDS, "average") if name in engine.averages else KINDS
         own = _read_parameter(checkpoint, files[name], name, kinds) if rank.rank == reader else {}
         values = {}
@@ -247,7 +247,7 @@ def restore(engine: Engine, rank: DistributedContext, checkpoint: Checkpoint) ->
         engine.set_loss_scale()
 
 
-def _gather_shards(
+def gather_shards(
     staged: StagedState, rank: DistributedContext, group: dist.ProcessGroup | None
 ) -> dict[str, dict[str, Tensor]]:
     """Return all tensors that this rank writes; gather tensors that are split over the ranks.
@@ -263,7 +263,8 @@ def _gather_shards(
     return tensors
 
 
-def _write_share(tensors: dict[str, dict[str, Tensor]], folder: Path, rank: DistributedContext) -> list[FileEntry]:
+def write_share(tensors: dict[str, dict[str, Tensor]], folder: Path, rank: DistributedContext) -> list[FileEntry]:
+    """Write the files of this rank's part of a checkpoint, or raise an OSError."""
     names = tuple(tensors)
     suffix = f"{rank.rank:05d}-of-{rank.world:05d}.safetensors"
     contents = {
@@ -273,6 +274,12 @@ def _write_share(tensors: dict[str, dict[str, Tensor]], folder: Path, rank: Dist
     if averages := {name: kinds["average"] for name, kinds in tensors.items() if "average" in kinds}:
         contents[f"average-{suffix}"] = averages
     return [write_tensors(folder / file_name, content, names) for file_name, content in contents.items()]
+
+
+def write_state(path: Path, state: dict[str, Any]) -> FileEntry:
+    """Write state.json without a flush, or raise an OSError."""
+    path.write_text(json.dumps(state, indent=1))
+    return describe(path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], parameters: tuple[str, ...]) -> FileEntry:

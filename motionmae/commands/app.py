@@ -67,7 +67,18 @@ def complete_config(**_: object) -> list[str]:
 def add_run_arguments(parser: argparse.ArgumentParser, task: str = "pre-training or fine-tuning") -> None:
     """Add RUN, the folder of a run, and `--step` of one of its checkpoints."""
     parser.add_argument("folder", type=Path, metavar="RUN", help=f"run folder, of {task}")
-    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    add_step_argument(parser)
+
+
+def add_step_argument(parser: argparse.ArgumentParser) -> None:
+    step_help = "step of the checkpoint, or `best`: the best one by validation (default: the newest)"
+    parser.add_argument("--step", type=_step, metavar="STEP", help=step_help)
+
+
+def _step(text: str) -> int | str:
+    if text != "best" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of steps nor `best`")
+    return text if text == "best" else int(text)
 
 
 def add_json_argument(parser: argparse.ArgumentParser, *keys: str, content: str = "figures") -> None:

@@ -97,6 +97,8 @@ def _show(inspected: "list[InspectedCheckpoint]") -> None:
         status = cell(checkpoint.status.value + (f": {checkpoint.reason}" if checkpoint.reason else ""))
         if checkpoint.resumes:
             status.append(" <- a resume loads this one", "bold")
+        if checkpoint.best:
+            status.append(cell(f" <- the best by validation ({checkpoint.best}), --step best", "bold"))
         table.add_row(
             checkpoint.folder.name,
             str(checkpoint.step),

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from motionmae.commands.app import Command, add_json_argument
+from motionmae.commands.app import Command, add_json_argument, add_step_argument
 from motionmae.errors import UserError
 from motionmae.evaluation import ADAPTERS
 from motionmae.files import write_json
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--short-side", type=int, default=480, metavar="PIXELS",
         help="short side of the frames (default: 480, for cubes of 16 pixels; proportionally less for smaller cubes)",
     )  # fmt: skip
-    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    add_step_argument(parser)
     parser.add_argument("--out", type=Path, help="folder for the masks (default: RUN/davis/..., or davis_FEATURES)")
     parser.add_argument("--evaluate-only", type=Path, metavar="RESULTS", help="only score the masks in this folder")
     parser.add_argument("--overlay", choices=("png", "mp4"), help="also draw the masks on the frames")

@@ -28,13 +28,15 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from motionmae.config import EngineConfig
+    from motionmae.data.held_out.shards import match_classes
     from motionmae.data.open_shards import open_reader
     from motionmae.data.shards.manifest import check_one_sample_per_video
     from motionmae.distributed.context import rank_zero_first
     from motionmae.distributed.process_group import distributed
-    from motionmae.evaluation.features import classify_by_neighbours, features_of_shards
+    from motionmae.evaluation.features import features_of_shards
     from motionmae.evaluation.load_run import choose_step, load_embedding
-    from motionmae.evaluation.multiview_test import labels_of, match_classes
+    from motionmae.evaluation.multiview_test import labels_of
+    from motionmae.training.validation.nearest import classify_by_neighbours
 
     if arguments.k < 1 or arguments.temperature <= 0:
         given = f"--k {arguments.k} --temperature {arguments.temperature:g}"

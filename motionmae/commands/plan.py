@@ -135,6 +135,7 @@ def _model_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
         (f"memory a {_unit(config)}", f"{plan.memory.peak / _GB:.1f} GB at its peak ({chosen})"),
         ("work a clip", f"{flops:.4g} GFLOP forward and backward, {recomputed:.4g} recomputed"),
         ("steps", steps),
+        *([("samples an epoch", plan.mixture)] if plan.mixture else []),
     ]
 
 

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import torch
 
-    from motionmae.data.open_shards import open_reader
+    from motionmae.data.open_shards import open_samples
     from motionmae.data.video.read_video import UnreadableVideo, read_central_clip
     from motionmae.evaluation.load_run import load_pretrained
     from motionmae.evaluation.reconstructions import make_block, read_clips, write_png, write_video
@@ -58,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"{error}: choose another file") from error
     else:
         names = [f"sample {sample}" for sample in arguments.samples]
-        reader = open_reader(arguments.shards or config.data.shards, data=config.data)
+        shards = arguments.shards or config.data.shards
+        reader = open_samples(config.data.model_copy(update={"shards": shards, "beton": ""}))
         clips, flow = read_clips(reader, arguments.samples, config)
     seeds = torch.arange(len(names)) if arguments.video else torch.tensor(arguments.samples)
     columns = arguments.frames if out.suffix == ".png" else config.clip.frames

@@ -34,6 +34,7 @@ COMMANDS = {
     "finetune": Entry("motionmae.commands.train:FINETUNE", "fine-tune a pre-trained encoder, or resume its run"),
     "test": Entry("motionmae.commands.test", "measure the multi-view accuracy of a fine-tuned run"),
     "submit": Entry("slurm.submission", "submit a run to Slurm, or start it on this machine"),
+    "runs": Entry("slurm.run_table", "list all runs of a folder: state, step, loss, remaining time, last fault"),
     "watch": Entry("motionmae.commands.watch", "follow a run in the terminal: losses, speed, goodput, faults"),
     "report": Entry("motionmae.commands.report", "write a run's report as one HTML file, and print its losses"),
     "checkpoints": Entry("motionmae.commands.checkpoints", "list, verify and repair the checkpoints of a run"),
@@ -66,6 +67,7 @@ From videos to a tested model, here on rendered videos and two CPU cores:
 
 Look at a run, also while it trains:
 
+  motionmae runs                          all runs: state, step, loss, remaining time, last fault
   motionmae watch runs/tiny_toy           losses, speed and faults in the terminal
   motionmae report runs/tiny_toy          one HTML file, and the losses beside predicting the mean
   motionmae reconstruct runs/tiny_toy     what the model reconstructs

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from motionmae.commands.app import Command, add_json_argument
+from motionmae.commands.app import Command, add_json_argument, add_step_argument
 from motionmae.errors import UserError
 from motionmae.text import say
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", help="folder or URL of shards (default: test.shards of the run)")
     parser.add_argument("--clips", type=int, help="clips per video (default: test.clips of the run)")
     parser.add_argument("--crops", type=int, help="crops per clip (default: test.crops of the run)")
-    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    add_step_argument(parser)
     add_json_argument(parser, "top1", "per_class")
 
 
@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from numpy.typing import NDArray
 
     from motionmae.config import load_config
+    from motionmae.data.held_out.shards import match_classes
     from motionmae.data.open_shards import open_reader
     from motionmae.data.shards.manifest import check_whole
     from motionmae.data.shards.reader import ShardReader
@@ -48,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.evaluation import multiview_test
     from motionmae.evaluation.load_run import Finetuned, choose_step, load_finetuned
     from motionmae.runs.directory import RunFolder
+    from motionmae.training.validation.confusion import draw_confusion
 
     folder = RunFolder(Path(arguments.run_or_config))
     config = load_config(str(folder.config) if folder.config.is_file() else arguments.run_or_config)
@@ -67,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         reader = open_reader(views.shards, data=trained.config.data)
         check_whole(reader.manifest, views.shards, "a test")
         names = reader.manifest.class_names
-        return trained, reader, multiview_test.match_classes(trained.class_names, names, views.shards)
+        return trained, reader, match_classes(trained.class_names, names, views.shards)
 
     with distributed(config.engine) as rank:
         step = choose_step(folder.path, arguments.step, rank)
@@ -79,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
             predictions, picture, figures = (out / name for name in multiview_test.RESULT_FILES)
             multiview_test.write_predictions(predictions, trained, reader, results)
             heading = f"{trained.config.name}, step {trained.step}, {report.views} views: {report.top1:.1f} % top-1"
-            multiview_test.draw_confusion(picture, confusion, trained.class_names, heading)
+            draw_confusion(picture, confusion, trained.class_names, heading)
             of = {"step": trained.step, "shards": trained.config.test.shards}
             for path in (figures, arguments.json):
                 if path:

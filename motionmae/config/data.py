@@ -1,16 +1,28 @@
 """Data configuration: location, sampling, augmentation and decoding of clips."""
 
-from typing import Annotated, Literal
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
+from motionmae.config.refusals import describe_refusal
 from motionmae.config.section import MAY_CHANGE, MAY_CHANGE_RESULT, NodePath, PathOrUrl, Probability, Section, refusal
+from motionmae.config.text_types import OneLine
 
 REMOTE_SCHEMES = ("http", "https", "s3")
 """URL schemes of remote shards. None of them can run a program."""
 
 
-def _known_scheme(location: str) -> str:
+def known_scheme(location: str) -> str:
     scheme, is_url, _ = location.partition("://")
     if is_url and scheme not in REMOTE_SCHEMES:
         raise ValueError(f"set a folder, or a URL of {', '.join(REMOTE_SCHEMES)}")
@@ -26,11 +38,60 @@ def _ordered(limits: tuple[float, float]) -> tuple[float, float]:
 Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 
 
+class SourceConfig(Section):
+    """Folder of shards that a run mixes with others (docs/data.md, mixtures)."""
+
+    path: Annotated[PathOrUrl, AfterValidator(known_scheme)]
+    """Folder or URL of the shards."""
+    weight: NonNegativeFloat = 0.0
+    """Share of the samples, relative to the other weights. 0: none given."""
+    passes: NonNegativeFloat = 0.0
+    """Passes through the folder in an epoch. 0: none given."""
+    name: OneLine = ""
+    """Name in metrics and reports. Empty: the end of the path."""
+
+
+Shards = str | tuple[SourceConfig, ...]
+"""Folder or URL of shards, or the sources of a mixture."""
+
+
+def _parse_shards(value: Any) -> Any:
+    """Return the sources of a list. A list of one folder is that folder, whose order of samples is then as alone."""
+    if isinstance(value, str):
+        return known_scheme(value)
+    if not isinstance(value, list | tuple):
+        raise ValueError("write a folder, a URL, or a list of folders: [{path: FOLDER, weight: 3}, ...]")
+    sources = tuple(map(_parse_source, value))
+    if not sources:
+        raise ValueError("the list is empty; name a folder of shards, or several")
+    return sources[0].path if len(sources) == 1 else sources
+
+
+def _parse_source(value: Any) -> SourceConfig:
+    if isinstance(value, SourceConfig):
+        return value
+    tree = {"path": value} if isinstance(value, str) else value
+    if not isinstance(tree, dict) or not tree.get("path"):
+        raise ValueError("each entry must be a folder, or {path: FOLDER, weight: NUMBER}")
+    try:
+        return SourceConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(describe_refusal(error, SourceConfig, tree)) from None
+
+
 class DataConfig(Section):
     """Shards and the loader that reads clips from them."""
 
-    shards: Annotated[PathOrUrl, AfterValidator(_known_scheme), MAY_CHANGE_RESULT] = ""
-    """Folder of the shards, which holds manifest.json: a path, or an http, https or s3 URL (docs/data.md)."""
+    shards: Annotated[
+        Shards,
+        BeforeValidator(_parse_shards),
+        Field(json_schema_extra={"path": "url", "on_resume": "may_change_result"}),
+    ] = ""
+    """Folder of the shards, which holds manifest.json: a path, or an http, https or s3 URL. A list of folders is a
+    mixture: `[{path: FOLDER, weight: 3}, ...]`, with `passes` in place of `weight`, or with neither (docs/data.md)."""
+    mixture_temperature: PositiveFloat = 1.0
+    """Mixture without weights and passes: folders of n samples have shares in proportion to n^(1/temperature). 1: by
+    their sizes; larger values: more alike."""
     cache: Annotated[NodePath, MAY_CHANGE] = ""
     """Folder on the node's local disk for copies of remote shards, shared by all runs of a user. The node expands
     variables of folders, user and job: `$TMPDIR`, `$USER` (docs/security.md). Empty: motionmae-cache-UID in
@@ -80,3 +141,51 @@ class DataConfig(Section):
     def check(self) -> None:
         if self.crop_scale[1] > 1:
             raise refusal("data.crop_scale", list(self.crop_scale), "the largest crop is the whole frame, 1.0")
+        if self.is_mixture:
+            self._check_mixture()
+        elif self.mixture_temperature != 1:
+            raise refusal("data.mixture_temperature", self.mixture_temperature, "data.shards is not a list of folders")
+
+    def _check_mixture(self) -> None:
+        paths = [source.path.rstrip("/") for source in self.sources]
+        if twice := next((path for path in paths if paths.count(path) > 1), ""):
+            raise refusal("data.shards", self.location, f"{twice} is listed twice; list it once, with a larger weight")
+        weighted, passing = ([bool(getattr(one, key)) for one in self.sources] for key in ("weight", "passes"))
+        if (any(weighted) and any(passing)) or any(any(given) and not all(given) for given in (weighted, passing)):
+            allowed = "give every folder a positive weight, or every folder positive passes, or none of them either"
+            raise refusal("data.shards", self.location, allowed)
+        if self.mixture_temperature != 1 and (any(weighted) or any(passing)):
+            allowed = "weights and passes say the shares already; leave the temperature at 1"
+            raise refusal("data.mixture_temperature", self.mixture_temperature, allowed)
+        if self.beton:
+            raise refusal("data.beton", self.beton, "it holds the clips of one folder, and data.shards lists several")
+        names = self.source_names
+        if twice := next((name for name in names if names.count(name) > 1), ""):
+            raise refusal("data.shards", self.location, f"two folders have the name {twice}; give each its own name")
+
+    @property
+    def is_mixture(self) -> bool:
+        return not isinstance(self.shards, str)
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """Folders of the shards: one, or those of the mixture."""
+        return (SourceConfig(path=self.shards),) if isinstance(self.shards, str) else self.shards
+
+    @property
+    def location(self) -> str:
+        """All folders of the shards, for messages."""
+        return " + ".join(source.path for source in self.sources)
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Names of the sources. By default the shortest end of each path that no other path has."""
+        parts = [PurePosixPath(source.path).parts for source in self.sources]
+        length = next(
+            (n for n in range(1, 20) if len({p[-n:] for p in parts}) == len(parts)),
+            1,
+        )
+        return tuple(
+            source.name or "/".join(part.strip("/") for part in p[-length:])
+            for source, p in zip(self.sources, parts, strict=True)
+        )

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt
 from motionmae.config.section import MAY_CHANGE_RESULT, Fraction, PathOrUrl, Probability, Section, WeightsPath, refusal
 
 
-def _not_empty(weights: str) -> str:
+def not_empty(weights: str) -> str:
     if not weights:
         raise ValueError("set the path of weights, or scratch")
     return weights
@@ -19,7 +19,7 @@ class FinetuneConfig(Section):
     mode: Literal["full", "linear", "attentive"] = "full"
     """full: all weights are trained. linear, attentive: a probe is trained on the frozen encoder, on the mean of its
     tokens or on tokens pooled by trained attention."""
-    init: Annotated[WeightsPath, AfterValidator(_not_empty), MAY_CHANGE_RESULT] = "scratch"
+    init: Annotated[WeightsPath, AfterValidator(not_empty), MAY_CHANGE_RESULT] = "scratch"
     """Initial weights of the encoder: a run folder, a checkpoint folder, an exported or released file
     (docs/weights.md), or scratch."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75

@@ -10,11 +10,13 @@ from motionmae.config.cluster import LaunchConfig, MonitoringConfig
 from motionmae.config.data import DataConfig
 from motionmae.config.downstream import FinetuneConfig, MultiviewTestConfig
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig, masked_count
+from motionmae.config.pretrain import PretrainConfig
 from motionmae.config.refusals import describe_refusal
 from motionmae.config.section import MAY_CHANGE, MAY_CHANGE_RESULT, LocalPath, Section, marks_of, only_for, refusal
 from motionmae.config.text_types import run_name
 from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, WatchdogConfig
 from motionmae.config.trees import flat, merge, nest
+from motionmae.config.validation import ValidationConfig
 from motionmae.errors import UserError
 
 
@@ -33,9 +35,11 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     mask: Annotated[MaskConfig, only_for("pretrain")] = MaskConfig()
     target: Annotated[TargetConfig, only_for("pretrain")] = TargetConfig()
+    pretrain: Annotated[PretrainConfig, only_for("pretrain")] = PretrainConfig()
     finetune: Annotated[FinetuneConfig, only_for("finetune")] = FinetuneConfig()
     test: Annotated[MultiviewTestConfig, only_for("finetune"), MAY_CHANGE_RESULT] = MultiviewTestConfig()
     data: DataConfig = DataConfig()
+    validation: Annotated[ValidationConfig, MAY_CHANGE] = ValidationConfig()
     optim: OptimConfig = OptimConfig()
     engine: Annotated[EngineConfig, MAY_CHANGE] = EngineConfig()
     checkpoint: Annotated[CheckpointConfig, MAY_CHANGE] = CheckpointConfig()
@@ -53,6 +57,28 @@ class Config(Section):
             raise refusal("optim.ema_decay", self.optim.ema_decay, allowed)
         self._check_mask()
         self._check_batch()
+        self._check_validation()
+
+    def _check_validation(self) -> None:
+        metric, validation = self.validation_metric, self.validation
+        wanted = "knn" if validation.knn_train else "loss"
+        if self.task == "finetune" and (metric == "knn" or validation.knn_train):
+            raise refusal("validation.knn_train", validation.knn_train, "k-NN is for pre-training; leave it empty")
+        if self.task == "pretrain" and metric == "top1":
+            raise refusal("validation.metric", metric, f"pre-training has no classes; set validation.metric={wanted}")
+        if metric == "knn" and not validation.knn_train:
+            raise refusal("validation.metric", metric, "set validation.knn_train=SHARDS too")
+        if validation.patience and metric == "off":
+            allowed = f"early stopping needs a figure; set validation.metric={wanted}"
+            raise refusal("validation.patience", validation.patience, allowed)
+        if validation.patience and not validation.shards:
+            raise refusal("validation.patience", validation.patience, "early stopping needs validation.shards=SHARDS")
+
+    @property
+    def validation_metric(self) -> str:
+        """Figure that decides which checkpoint is the best: top1, loss, knn or off."""
+        automatic = "top1" if self.task == "finetune" else "off"
+        return automatic if self.validation.metric == "auto" else self.validation.metric
 
     def _check_mask(self) -> None:
         clip, mask = self.clip, self.mask
@@ -106,8 +132,13 @@ def absolute_paths(config: Config) -> Config:
     """Return ``config`` with absolute paths, for a job that starts in a different folder."""
     values = flat(config.model_dump())
     kinds = {key: marks["path"] for key, marks in marks_of(Config).items() if "path" in marks}
-    paths = {key: values[key] for key, kind in kinds.items() if values[key] and not _NOT_RELATIVE[kind](values[key])}
-    return config.updated({key: str(Path(path).expanduser().resolve()) for key, path in paths.items()})
+    return config.updated({key: _absolute(values[key], kind) for key, kind in kinds.items() if values[key]})
+
+
+def _absolute(path: Any, kind: str) -> Any:
+    if not isinstance(path, str):  # the sources of a mixture
+        return [{**source, "path": _absolute(source["path"], kind)} for source in path]
+    return path if _NOT_RELATIVE[kind](path) else str(Path(path).expanduser().resolve())
 
 
 def accumulation_steps(config: Config, world: int) -> int:
@@ -130,7 +161,7 @@ def steps_per_epoch(config: Config, videos: int) -> int:
     batch = config.optim.global_batch_size
     if videos < batch:
         raise UserError(
-            f"{config.data.shards or 'the data set'} holds {videos} samples, fewer than one step takes: "
+            f"{config.data.location or 'the data set'} holds {videos} samples, fewer than one step takes: "
             f"set optim.global_batch_size={videos} or less (now {batch})"
         )
     return videos // batch

@@ -89,10 +89,18 @@ class CheckpointConfig(Section):
 
     every_steps: PositiveInt = 500
     """Steps between checkpoints."""
+    memory_every_steps: NonNegativeInt = 50
+    """Steps between copies of the state in the memory of its own and of one other node, from which a resume loses fewer
+    steps; 0 disables them, and so does an interval that is not below `every_steps` (docs/survival.md)."""
     keep_last: Annotated[int, Field(ge=2)] = 3
     """Number of newest checkpoints to keep."""
     keep_every: NonNegativeInt = 0
     """Checkpoints at multiples of this many steps are never deleted; 0 disables this."""
+
+    @property
+    def memory_steps(self) -> int:
+        """Steps between memory copies; 0 if checkpoints are as frequent."""
+        return self.memory_every_steps if self.memory_every_steps < self.every_steps else 0
 
 
 class LogConfig(Section):

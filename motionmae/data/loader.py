@@ -1,18 +1,18 @@
 """Load micro-batches in an order that depends only on the seed, and copy them to the device.
 
-:class:`motionmae.data.sampler.EpochSampler` maps each shuffle index of an epoch to a sample. All random numbers of a
-clip are keyed by (seed, epoch, sample, repeat). A shuffle index therefore gives the same clip on every machine. With R
-ranks and micro-batches of b samples, accumulation step a of rank r in step t reads the shuffle indices
-t * batch + a * R * b + r * b + [0, b). The clips of a step are therefore the same for every number of ranks and
-decoders, and a resume needs only the number of the step. An epoch has ``samples // batch`` steps. The incomplete last
-batch is dropped, which omits different samples in each epoch.
+:mod:`motionmae.data.mixture.order` maps each position of a step to a sample. All random numbers of a clip are keyed by
+(seed, epoch, sample, repeat). A position therefore gives the same clip on every machine. With R ranks and micro-batches
+of b samples, accumulation step a of rank r reads the positions a * R * b + r * b + [0, b) of its step. The clips of a
+step are therefore the same for every number of ranks and decoders, and a resume needs only the number of the step. An
+epoch has ``samples // batch`` steps. With one folder of shards, the incomplete last batch is dropped, which omits
+different samples in each epoch.
 """
 
 import itertools
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -23,12 +23,12 @@ from motionmae.config import ClipConfig, Config, DataConfig, EngineConfig, Optim
 from motionmae.config.schema import accumulation_steps, steps_per_epoch
 from motionmae.data.clip_decoder import ClipRequest
 from motionmae.data.free_memory import check_buffers_fit
-from motionmae.data.open_shards import check_stored, load_manifest, open_decoder, start_prefetch
+from motionmae.data.mixture.order import Draw, make_order
+from motionmae.data.mixture.sources import Sources
+from motionmae.data.open_shards import Prefetchers, check_stored, load_sources, open_decoder
 from motionmae.data.rng import mask_seed
-from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import ORDER_VERSION
-from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shared_buffers import SharedBuffer, SharedBufferPool
 from motionmae.errors import UserError
 from motionmae.text import get_logger
@@ -62,39 +62,56 @@ class _Target(NamedTuple):
     batch: Batch
     clips: SharedBuffer
     flows: SharedBuffer | None
-    sampler: EpochSampler
 
 
 class _Item(NamedTuple):
     """Sample to decode."""
 
     row: int  # number of the sample within the micro-batch
-    shuffle_index: int  # position in the training order of the epoch, see EpochSampler
-    sample: int
+    draw: Draw
 
 
-def stream_identity(manifest: Manifest, data: DataConfig, seed: int, batch: int) -> dict[str, Any]:
+def stream_identity(sources: Sources, seed: int, batch: int) -> dict[str, Any]:
     """Return the settings that determine the stream of samples, as JSON values."""
     return {
         "order_version": ORDER_VERSION,
-        "shards": manifest.fingerprint,
-        "samples": manifest.samples,
+        **sources.identity(batch),
         "seed": seed,
         "batch": batch,
-        "shuffle_window_shards": data.shuffle_window_shards,
+        "shuffle_window_shards": sources.data.shuffle_window_shards,
     }
 
 
 def check_same_stream(state: dict[str, Any], identity: dict[str, Any]) -> None:
     """Raise UserError if a resume from ``state`` (:meth:`ClipLoader.state`) continues another stream of samples."""
+    if _without_names(state.get("mixture")) != _without_names(identity.get("mixture")):
+        raise UserError(
+            f"this run reads {_describe_mixture(state)} and cannot be resumed with {_describe_mixture(identity)}: "
+            "restore data.shards, or start a run with another name"
+        )
     differing = [
-        f"{key} was {state.get(key)} and is {value}" for key, value in identity.items() if state.get(key) != value
+        f"{key} was {state.get(key)} and is {value}"
+        for key, value in identity.items()
+        if key != "mixture" and state.get(key) != value
     ]
     if differing:
         raise UserError(
             f"this run would continue with another stream of samples ({'; '.join(differing)}): "
             "restore these settings and shards, or start a run with another name"
         )
+
+
+def _without_names(mixture: Any) -> list[tuple[Any, ...]]:
+    rows = mixture if isinstance(mixture, list) else []
+    return [(row.get("shards"), row.get("epoch_samples")) for row in rows if isinstance(row, dict)]
+
+
+def _describe_mixture(state: dict[str, Any]) -> str:
+    rows = [row for row in state.get("mixture") or () if isinstance(row, dict)]
+    if not rows:
+        return f"one folder of {state.get('samples')} samples"
+    parts = (f"{row.get('epoch_samples')} samples of {row.get('name')} ({str(row.get('shards'))[:8]})" for row in rows)
+    return f"a mixture with {', '.join(parts)} an epoch"
 
 
 class ClipLoader:
@@ -133,9 +150,13 @@ class ClipLoader:
         self.accumulation = accumulation_steps(step, world)
         self.data, self.clip, self.seed, self.batch, self.micro_batch_size = data, clip, seed, batch, micro_batch_size
         self.rank, self.world, self.labelled = rank, world, labelled
-        self.manifest = load_manifest(data.shards, data)
-        check_stored(self.manifest, data, clip, flow)
-        self.steps_per_epoch = steps_per_epoch(step, self.manifest.samples)
+        self.sources = load_sources(data)
+        self.manifest = self.sources.manifest
+        check_stored(self.sources, clip, flow)
+        if labelled:
+            self.sources.check_classes()
+        self.steps_per_epoch = steps_per_epoch(step, self.sources.epoch_samples)
+        self.order = make_order(self.sources, seed=seed, batch=batch, steps_per_epoch=self.steps_per_epoch)
         self.corrupt: Counter[str] = Counter()
         """Number of corrupt samples that this rank found, by :class:`motionmae.data.shards.errors.Reason`."""
         self.corrupt_samples: dict[int, str] = {}  # reason of each corrupt sample, by sample id
@@ -147,13 +168,12 @@ class ClipLoader:
         check_buffers_fit(math.prod(shape) * bytes_per_pixel, data.prefetch)
         self._clips = SharedBufferPool((*shape, 3), np.uint8, pinned)
         self._flows = SharedBufferPool((*shape, 2), np.float16, pinned) if flow else None
-        self._sampler = self._sampler_of(0)
-        self._decoder = open_decoder(data, clip, self.manifest)
+        self._decoder = open_decoder(data, clip, self.sources)
         self._pool = ThreadPoolExecutor(self._decoder.threads, "clip-decoder")
-        # largest distance of shuffle indices between the slowest and the fastest rank
-        in_flight = (data.prefetch // self.accumulation + 2) * batch
+        # largest distance between the samples of the slowest and the fastest rank
+        in_flight = self.order.drawn(data.prefetch // self.accumulation + 2)
         try:
-            self._prefetcher = start_prefetch(self._decoder, data, self._sampler_of, rank, in_flight)
+            self._prefetchers = Prefetchers(self._decoder.reader, data, self.order, rank, in_flight)
         except UserError:  # the cache is too small
             self._decoder.close()
             raise
@@ -166,9 +186,9 @@ class ClipLoader:
 
     def close(self) -> None:
         """Discard prefetched micro-batches and end the threads. May be called more than once."""
-        if self._prefetcher:
+        if self._prefetchers:
             self._decoder.close()  # cancels the downloads that the threads wait for
-            self._prefetcher.close()
+            self._prefetchers.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._decoder.close()
 
@@ -178,20 +198,28 @@ class ClipLoader:
 
     @property
     def identity(self) -> dict[str, Any]:
-        return stream_identity(self.manifest, self.data, self.seed, self.batch)
+        return stream_identity(self.sources, self.seed, self.batch)
+
+    def drawn(self, step: int) -> dict[str, int]:
+        """Return the samples that the first ``step`` steps of the run drew from each source, over all ranks."""
+        return dict(zip(self.sources.names, self.order.drawn(step), strict=True))
 
     def batches(self, step: int) -> Iterator[Batch]:
         """Yield micro-batches without end, from ``step`` on, with :attr:`accumulation` micro-batches per step.
 
         Raises UserError if more samples than ``data.max_corrupt_samples`` are corrupt.
         """
-        numbers = itertools.count(step * self.accumulation)
+        return self.micro_batches(itertools.count(step * self.accumulation))
+
+    def micro_batches(self, numbers: Iterable[int]) -> Iterator[Batch]:
+        """Yield the micro-batches of ascending ``numbers``, counted from the start of the run, as in training."""
+        numbers = iter(numbers)
         prefetched = deque(self._submit(number) for number in itertools.islice(numbers, self.data.prefetch))
         try:
-            while True:
+            while prefetched:
                 self.ready = sum(all(part.done() for part in parts) for _, parts in prefetched)
                 batch, parts = prefetched.popleft()
-                prefetched.append(self._submit(next(numbers)))
+                prefetched.extend(self._submit(number) for number in itertools.islice(numbers, 1))
                 for part in parts:
                     part.result()
                 yield batch
@@ -201,21 +229,13 @@ class ClipLoader:
                 for part in parts:
                     part.cancel()
 
-    def _sampler_of(self, epoch: int) -> EpochSampler:
-        counts = [shard.samples for shard in self.manifest.shards]
-        return EpochSampler(counts, self.seed, epoch, self.data.shuffle_window_shards)
-
     def _submit(self, number: int) -> tuple[Batch, list[Future[None]]]:
         """Start to decode micro-batch ``number`` of this rank, counted from the start of the run."""
         step, accumulation_step = divmod(number, self.accumulation)
-        epoch, step = divmod(step, self.steps_per_epoch)
-        if self._sampler.epoch != epoch:
-            self._sampler = self._sampler_of(epoch)
-        first = step * self.batch + (accumulation_step * self.world + self.rank) * self.micro_batch_size
-        if self._prefetcher:
-            self._prefetcher.advance_to(self._sampler, first)
-        indices = range(first, first + self.micro_batch_size)
-        items = [_Item(row, index, self._sampler.sample(index)) for row, index in enumerate(indices)]
+        first = (accumulation_step * self.world + self.rank) * self.micro_batch_size
+        if self._prefetchers:
+            self._prefetchers.advance_to(self.order.cursors(step, first))
+        items = [_Item(row, self.order.draw(step, first + row)) for row in range(self.micro_batch_size)]
         target = self._new_target()
         size = max(1, self.micro_batch_size // self._decoder.threads)
         parts = [items[start : start + size] for start in range(0, len(items), size)]
@@ -226,31 +246,31 @@ class ClipLoader:
         labels, seeds, samples = (torch.empty(len(clips.array), dtype=torch.int64) for _ in range(3))
         flow = torch.from_numpy(flows.array) if flows else None
         batch = Batch(torch.from_numpy(clips.array), labels, seeds, samples, flow)
-        return _Target(batch, clips, flows, self._sampler)
+        return _Target(batch, clips, flows)
 
     def _fill(self, target: _Target, items: list[_Item]) -> None:
         """Decode samples into a micro-batch. A corrupt sample is replaced by the next sample of its shuffle window."""
-        first_index = {item.row: item.shuffle_index for item in items}
+        first = {item.row: item.draw for item in items}
         while items:
             replacements = []
             for item, fault in zip(items, self._decode(target, items), strict=True):
                 if fault is None:
                     continue
-                self._count_corrupt(item.sample, fault)
-                index = target.sampler.next_in_window(item.shuffle_index)
-                if index == first_index[item.row]:
+                self._count_corrupt(item.draw.sample, fault)
+                draw = self.order.next_in_window(item.draw)
+                if draw == first[item.row]:
                     raise UserError(
-                        f"all samples of a shuffle window in {self.data.shards} are corrupt: "
+                        f"all samples of a shuffle window in {self.data.sources[draw.source].path} are corrupt: "
                         "run `motionmae shards verify`, and restore the shards that it names"
                     )
-                replacements.append(_Item(item.row, index, target.sampler.sample(index)))
+                replacements.append(_Item(item.row, draw))
             items = replacements
 
     def _decode(self, target: _Target, items: list[_Item]) -> list[CorruptSample | None]:
         """Decode all repeats of each sample; return the error of each sample, or None for an intact sample."""
-        repeats, epoch, batch = self.data.repeated_sampling, target.sampler.epoch, target.batch
+        repeats, batch = self.data.repeated_sampling, target.batch
         requests = [
-            ClipRequest(item.row * repeats + repeat, self.seed, epoch, item.sample, repeat)
+            ClipRequest(item.row * repeats + repeat, self.seed, item.draw.epoch, item.draw.sample, repeat)
             for item in items
             for repeat in range(repeats)
         ]
@@ -262,11 +282,11 @@ class ClipLoader:
                 continue
             if self.labelled and not 0 <= outcome.label < len(self.manifest.class_names):
                 raise UserError(
-                    f"{outcome.where} in {self.data.shards} has no class (its label is {outcome.label}, the manifest "
+                    f"{outcome.where} in {self.data.location} has no class (its label is {outcome.label}, the manifest "
                     f"names {len(self.manifest.class_names)} classes): make the shards of a split with labels"
                 )
             batch.labels[request.row] = outcome.label
-            batch.seeds[request.row] = mask_seed(self.seed, epoch, request.sample, request.repeat)
+            batch.seeds[request.row] = mask_seed(self.seed, request.epoch, request.sample, request.repeat)
             batch.samples[request.row] = request.sample
         return faults
 
@@ -283,7 +303,7 @@ class ClipLoader:
             reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.corrupt.items()))
         if found > self.data.max_corrupt_samples:
             raise UserError(
-                f"{found} samples of {self.data.shards} are corrupt ({reasons}; the last one: {fault}), more than "
+                f"{found} samples of {self.data.location} are corrupt ({reasons}; the last one: {fault}), more than "
                 f"data.max_corrupt_samples={self.data.max_corrupt_samples}: restore the shards or increase the limit"
             )
 

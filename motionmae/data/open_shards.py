@@ -1,6 +1,6 @@
-"""Open a data set: local shards, remote shards or an FFCV file. No other module makes this choice."""
+"""Open a data set: local shards, remote shards, a mixture, or an FFCV file. No other module makes this choice."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +10,12 @@ from motionmae.data.clip_decoder import ClipDecoder, SampleDecoder, SampleReader
 from motionmae.data.clip_sampling import check_windows
 from motionmae.data.decode_workers import WorkerDecoder
 from motionmae.data.ffcv.reader import BetonReader
+from motionmae.data.mixture.order import Cursor, Order
+from motionmae.data.mixture.reader import MixtureReader
+from motionmae.data.mixture.sources import Sources
 from motionmae.data.remote.cache import ShardCache
 from motionmae.data.remote.download import RemoteFolder, is_remote
 from motionmae.data.remote.prefetch import ShardPrefetcher
-from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.manifest import MANIFEST, Manifest, check_whole, parse_manifest
 from motionmae.data.shards.reader import LocalFolder, ShardReader
 from motionmae.errors import UserError
@@ -52,6 +54,11 @@ def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifes
     return parse_manifest(f"{location}/{MANIFEST}", raw)
 
 
+def load_sources(data: DataConfig) -> Sources:
+    """Read the manifests of all folders of ``data.shards``. Raises the errors of :func:`load_manifest`."""
+    return Sources(data, tuple(load_manifest(source.path, data) for source in data.sources))
+
+
 def open_reader(
     folder: Path | str, manifest: Manifest | None = None, data: DataConfig | None = None, open_shards: int = 256
 ) -> ShardReader:
@@ -66,47 +73,77 @@ def open_reader(
     return ShardReader(cache, manifest, cache.most_open(manifest.shards, open_shards))
 
 
-def open_samples(data: DataConfig, manifest: Manifest) -> SampleReader:
-    """Open the samples of a run. Raises UserError if files are missing or do not match ``manifest``."""
+def open_samples(data: DataConfig, sources: Sources | Manifest | None = None) -> SampleReader:
+    """Open the samples of a run. Raises UserError if files are missing or do not match the manifests."""
+    if isinstance(sources, Manifest):
+        sources = Sources(data, (sources,))
+    sources = sources or load_sources(data)
     if data.beton:
-        return BetonReader(node_path(data.beton), manifest)
-    return open_reader(data.shards, manifest, data, min(2 * data.shuffle_window_shards, _MAX_OPEN_SHARDS))
+        return BetonReader(node_path(data.beton), sources.manifest)
+    most_open = max(1, min(2 * data.shuffle_window_shards, _MAX_OPEN_SHARDS // len(sources.manifests)))
+    pairs = zip(data.sources, sources.manifests, strict=True)
+    readers = [open_reader(source.path, manifest, data, most_open) for source, manifest in pairs]
+    return MixtureReader(sources, readers) if sources.is_mixture else readers[0]
 
 
-def open_decoder(data: DataConfig, clip: ClipConfig, manifest: Manifest) -> ClipDecoder:
-    """Open the data of a run. Raises UserError if files are missing or do not match ``manifest``."""
-    open_one = partial(_open_sample_decoder, data, clip, manifest)
+def open_decoder(data: DataConfig, clip: ClipConfig, sources: Sources | Manifest) -> ClipDecoder:
+    """Open the data of a run. Raises UserError if files are missing or do not match the manifests."""
+    open_one = partial(_open_sample_decoder, data, clip, sources)
     return WorkerDecoder(open_one, data.workers) if data.workers else open_one()
 
 
-def _open_sample_decoder(data: DataConfig, clip: ClipConfig, manifest: Manifest) -> SampleDecoder:
-    return SampleDecoder(open_samples(data, manifest), data, clip)
+def _open_sample_decoder(data: DataConfig, clip: ClipConfig, sources: Sources | Manifest) -> SampleDecoder:
+    return SampleDecoder(open_samples(data, sources), data, clip)
 
 
-def start_prefetch(
-    decoder: ClipDecoder, data: DataConfig, sampler_of: Callable[[int], EpochSampler], rank: int, in_flight: int
-) -> ShardPrefetcher | None:
-    """Start to download remote shards ahead of the decoder. Return None if all files are local.
+class Prefetchers:
+    """Downloads of remote shards ahead of the decoder, one :class:`ShardPrefetcher` for each remote source.
 
-    ``in_flight`` is the maximum distance between shuffle indices in use at the same time. Raises UserError if the
+    ``in_flight`` is the maximum distance between samples of a source in use at the same time. Raises UserError if the
     shuffle windows in use do not fit in the cache.
     """
-    reader = decoder.reader
-    if not isinstance(reader, ShardReader) or not isinstance(reader.store, ShardCache):
-        return None
-    reader.store.require_room(reader.manifest.shards, data.shuffle_window_shards, in_flight)
-    return ShardPrefetcher(reader, reader.store, sampler_of, rank, data.downloads)
+
+    def __init__(self, reader: SampleReader, data: DataConfig, order: Order, rank: int, in_flight: Sequence[int]):
+        readers = reader.readers if isinstance(reader, MixtureReader) else (reader,)
+        remote = {
+            number: (one, one.store)
+            for number, one in enumerate(readers)
+            if isinstance(one, ShardReader) and isinstance(one.store, ShardCache)
+        }
+        needed = 0.0
+        for number, (one, cache) in remote.items():
+            needed += cache.room_for(one.manifest.shards, data.shuffle_window_shards, in_flight[number])
+        for _, cache in remote.values():
+            cache.require_room(needed, data.shuffle_window_shards)
+        self._by_source = {
+            number: ShardPrefetcher(one, cache, partial(order.pass_of, number), rank, data.downloads)
+            for number, (one, cache) in remote.items()
+        }
+
+    def __bool__(self) -> bool:
+        return bool(self._by_source)
+
+    def advance_to(self, cursors: Sequence[Cursor]) -> None:
+        for number, prefetcher in self._by_source.items():
+            prefetcher.advance_to(*cursors[number])
+
+    def close(self) -> None:
+        """End the threads. Close the reader first, because that cancels the downloads."""
+        for prefetcher in self._by_source.values():
+            prefetcher.close()
 
 
-def check_stored(manifest: Manifest, data: DataConfig, clip: ClipConfig, flow: bool) -> None:
+def check_stored(sources: Sources, clip: ClipConfig, flow: bool) -> None:
     """Check that the shards have the stride, flow, window length and whole videos that a run needs."""
-    check_windows(manifest, data.shards, clip)
-    if flow and not manifest.encoder.flow_distance:
-        raise UserError(f"the shards of {data.shards} hold no optical flow: make them with --flow")
+    data = sources.data
     if flow and data.beton:
         raise UserError(f"data.beton={data.beton} holds no optical flow: leave data.beton empty to read the shards")
-    if data.sampling == "segments":
-        check_whole(manifest, data.shards, "data.sampling=segments")
+    for source, manifest in zip(data.sources, sources.manifests, strict=True):
+        check_windows(manifest, source.path, clip)
+        if flow and not manifest.encoder.flow_distance:
+            raise UserError(f"the shards of {source.path} hold no optical flow: make them with --flow")
+        if data.sampling == "segments":
+            check_whole(manifest, source.path, "data.sampling=segments")
 
 
 def check_node_file(data: DataConfig, on_this_machine: bool) -> str:

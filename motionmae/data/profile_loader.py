@@ -63,7 +63,7 @@ def profile_loader(data: DataConfig, clip: ClipConfig, micro_batch_size: int, se
         cpu_ms = 1e3 * (_cpu_seconds() - used) / clips
         corrupt = len(loader.corrupt_samples)
         decoders = data.workers or data.threads
-        reader = open_samples(data, loader.manifest)
+        reader = open_samples(data, loader.sources)
         read_ms, decode_ms, size = _profile_steps(reader, data, clip, seconds / 2)
     return LoaderProfile(rate, decoders, size, cpu_ms, read_ms, decode_ms, corrupt)
 

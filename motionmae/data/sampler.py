@@ -45,6 +45,13 @@ def _feistel(number: Number, rows: Number, columns: Number, key: Number) -> Numb
     return left * columns + right
 
 
+def keyed_permutation(size: int, key: int) -> np.ndarray:
+    """Return a permutation of [0, size), for small sizes: the order of the keyed hashes of the numbers."""
+    numbers = np.arange(size, dtype=np.uint64)
+    ranks = _mix(_mix(numbers * np.uint64(_GOLDEN) + np.uint64(key)) ^ np.uint64(key))
+    return np.argsort(ranks, kind="stable")
+
+
 class EpochSampler:
     """Map from the shuffle indices of one epoch to sample ids.
 
@@ -56,10 +63,7 @@ class EpochSampler:
     def __init__(self, counts: Sequence[int] | np.ndarray, seed: int, epoch: int, shuffle_window_shards: int):
         self.epoch = epoch
         shards = np.asarray(counts, dtype=np.int64)
-        key = keyed_bits("shards", seed, epoch)
-        numbers = np.arange(len(shards), dtype=np.uint64)
-        ranks = _mix(_mix(numbers * np.uint64(_GOLDEN) + np.uint64(key)) ^ np.uint64(key))
-        permutation = np.argsort(ranks, kind="stable")
+        permutation = keyed_permutation(len(shards), keyed_bits("shards", seed, epoch))
         first_id = np.cumsum(shards) - shards
         ends = np.cumsum(shards[permutation])
         self.num_samples = int(shards.sum())

@@ -12,6 +12,12 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Return the context in which a forward pass has the ``precision`` of training; ``auto`` is resolved."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(resolve_precision(precision, device))
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 @dataclass
 class LossScale:
     """Loss scale that keeps small fp16 gradients from underflow, with the rule and numbers of ``torch.amp.GradScaler``.

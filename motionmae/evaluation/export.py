@@ -39,7 +39,7 @@ class Exported:
     note: str = ""  # note for the model card about omitted weights
 
 
-def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
+def export(run: Path, step: int | str | None, kind: str, out: Path) -> list[Path]:
     """Export the checkpoint of ``step``, or the newest one, and return the files; ``kind`` is safetensors or hf.
 
     Raises:
@@ -116,7 +116,7 @@ def model_card(exported: Exported, kind: str) -> str:
         loading = f'```python\nfrom transformers import {name}\n\nmodel = {name}.from_pretrained("FOLDER")\n```'
     else:
         loading = "```sh\nmotionmae finetune --config NAME finetune.init=FOLDER\n```"
-    shards = config.data.shards.replace("`", "'")
+    shards = config.data.location.replace("`", "'")
     lines = [
         "---\nlicense: other\ntags: [video, masked-autoencoder, motionmae]\n---",
         f"# {config.name}: {model} (MotionMAE, {config.model.size})",

@@ -8,9 +8,7 @@ Videos do not share forward passes. The result of a video therefore depends neit
 import base64
 import re
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from motionmae.config import Config
-from motionmae.data.shards.errors import CorruptSample
+from motionmae.data.held_out.read_ahead import read_ahead
 from motionmae.data.shards.reader import ShardReader
-from motionmae.data.video.read_video import UnreadableVideo
 from motionmae.distributed.context import DistributedContext, broadcast_object, gather_objects, run_on_rank_zero
 from motionmae.engine.precision import resolve_precision
 from motionmae.evaluation.cache_key import CacheKey
@@ -29,7 +26,6 @@ from motionmae.runs.events import LineFile, Row, read_rows
 from motionmae.screen import progress_of
 
 _PART = re.compile(r"[0-9a-f]{32}\.jsonl")  # file of a rank
-UNREADABLE = (CorruptSample, UnreadableVideo)  # exceptions that unreadable videos raise
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ def infer(
     unreadable: dict[str, str] = {}
     file = LineFile(parts / f"{uuid.uuid4().hex}.jsonl")
     with progress_of(disable=not rank.is_rank_zero or not left) as progress:
-        for name, inputs in progress.track(_read_ahead(left, read, threads), total=len(left), description=title):
+        for name, inputs in progress.track(read_ahead(left, read, threads), total=len(left), description=title):
             if isinstance(inputs, Exception):
                 unreadable[name] = str(inputs)
                 continue
@@ -94,28 +90,6 @@ def _rows(parts: Path, items: Mapping[str, str]) -> dict[str, Row]:
     """Read the finished results of all ranks for the inputs that have not changed since."""
     rows = (row for path in sorted(parts.iterdir()) if _PART.fullmatch(path.name) for row in read_rows(path))
     return {row["item"]: row for row in rows if items.get(row["item"]) == row["stamp"]}
-
-
-def _read_ahead(
-    items: Sequence[str], read: Callable[[str], np.ndarray], threads: int
-) -> Iterator[tuple[str, np.ndarray | Exception]]:
-    """Yield each item with its input, or with the exception of ``read``. Read at most two inputs per thread ahead."""
-
-    def attempt(name: str) -> np.ndarray | Exception:
-        try:
-            return read(name)
-        except UNREADABLE as error:
-            return error
-
-    with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[tuple[str, Future[np.ndarray | Exception]]] = deque()
-        for name in items:
-            ahead.append((name, pool.submit(attempt, name)))
-            if len(ahead) > 2 * threads:
-                name, future = ahead.popleft()
-                yield name, future.result()
-        for name, future in ahead:
-            yield name, future.result()
 
 
 class FrozenModel:

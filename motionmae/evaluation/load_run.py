@@ -58,8 +58,10 @@ class Finetuned:
     class_names: tuple[str, ...]  # in the order of the logits
 
 
-def choose_step(run: Path, step: int | None, rank: DistributedContext) -> int:
-    """Return the step of the checkpoint to load: ``step``, or the newest one that rank 0 finds.
+def choose_step(run: Path, step: int | str | None, rank: DistributedContext) -> int:
+    """Return the step of the checkpoint to load: ``step`` (see :func:`newest_checkpoint`), or the newest one.
+
+    Rank 0 finds it.
 
     All ranks must call this. If each rank searched by itself, a save in between could give ranks different weights.
     """
@@ -71,7 +73,7 @@ def choose_step(run: Path, step: int | None, rank: DistributedContext) -> int:
     return run_on_rank_zero(rank, choose)
 
 
-def load_pretrained(run: Path, step: int | None = None) -> Pretrained:
+def load_pretrained(run: Path, step: int | str | None = None) -> Pretrained:
     """Load a pre-training run from the checkpoint of ``step``, by default the newest one."""
     config, weights, saved = _load(run, step, "pretrain")
     model = build_motionmae(config)
@@ -79,7 +81,7 @@ def load_pretrained(run: Path, step: int | None = None) -> Pretrained:
     return Pretrained(model.eval(), config, saved.trainer.step)
 
 
-def load_finetuned(run: Path, step: int | None = None) -> Finetuned:
+def load_finetuned(run: Path, step: int | str | None = None) -> Finetuned:
     """Load a fine-tuning run from the checkpoint of ``step``, by default the newest one."""
     config, weights, saved = _load(run, step, "finetune")
     names = saved.task.class_names
@@ -92,7 +94,7 @@ def load_finetuned(run: Path, step: int | None = None) -> Finetuned:
     return Finetuned(model.eval(), config, saved.trainer.step, names)
 
 
-def load_run(run: Path, step: int | None = None) -> Pretrained | Finetuned:
+def load_run(run: Path, step: int | str | None = None) -> Pretrained | Finetuned:
     return load_finetuned(run, step) if _config_of(run).task == "finetune" else load_pretrained(run, step)
 
 
@@ -103,7 +105,7 @@ def _config_of(run: Path) -> Config:
     return load_config(str(path))
 
 
-def _load(run: Path, step: int | None, task: str) -> tuple[Config, load_weights.Weights, "_SavedRun"]:
+def _load(run: Path, step: int | str | None, task: str) -> tuple[Config, load_weights.Weights, "_SavedRun"]:
     config = _config_of(run)
     if config.task != task:
         raise UserError(f"{run} has task={config.task}: give the folder of a run with task={task}")
@@ -122,7 +124,7 @@ class Embedding(nn.Module):
         return self.encoder(cut_patches(clips, self.cube_size)).mean(1)
 
 
-def load_embedding(run: Path, step: int | None = None) -> tuple[Embedding, Config, int]:
+def load_embedding(run: Path, step: int | str | None = None) -> tuple[Embedding, Config, int]:
     """Load the encoder of a run as an :class:`Embedding`; return the embedding, the config and the step."""
     loaded = load_run(run, step)
     return Embedding(loaded.model.encoder, loaded.config.clip.cube_size), loaded.config, loaded.step

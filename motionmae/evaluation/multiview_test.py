@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from motionmae.checkpointing.load_weights import fingerprint
+from motionmae.data.held_out.views import read_views
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.reader import ShardReader
 from motionmae.distributed.context import DistributedContext, run_on_rank_zero
@@ -17,11 +18,9 @@ from motionmae.errors import UserError
 from motionmae.evaluation.cache_key import FILE_NAME, CacheKey
 from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
 from motionmae.evaluation.load_run import Finetuned
-from motionmae.evaluation.views import read_views
-from motionmae.files import atomic_path, write_atomically, write_json
-from motionmae.outputs import SIGNATURE, refuse_foreign_names
+from motionmae.files import write_atomically, write_json
+from motionmae.outputs import refuse_foreign_names
 from motionmae.planning.flops import count_classifier_parameters, forward_gflops
-from motionmae.text import picture_text
 
 RESULT_FILES = ("predictions.csv", "confusion.png", "report.json")
 
@@ -75,17 +74,6 @@ def predict(trained: Finetuned, reader: ShardReader, run: Path, rank: Distribute
 
     results = infer(items_of(reader), read, compute, parts, key, rank, "test", config.data.threads)
     return results, folder
-
-
-def match_classes(trained: tuple[str, ...], tested: tuple[str, ...], shards: str) -> NDArray[np.int64]:
-    """Return the index of the logit for each label, by class name. Raise UserError if the model lacks a class."""
-    unknown = [name for name in tested if name not in trained]
-    if unknown:
-        raise UserError(
-            f"{len(unknown)} classes of {shards} are not among the {len(trained)} classes of the model, "
-            f"such as {unknown[0]!r}: make the shards from the same list of classes"
-        )
-    return np.array([trained.index(name) for name in tested], np.int64)
 
 
 def labels_of(reader: ShardReader, results: Results, logits: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -167,29 +155,3 @@ def _origin(reader: ShardReader, sample: int) -> list[str]:
 
 def write_report(path: Path, report: Report, **more: object) -> None:
     write_json(path, {**asdict(report), **more})
-
-
-def draw_confusion(path: Path, confusion: NDArray[np.int64], names: tuple[str, ...], heading: str) -> None:
-    """Draw the row-normalised confusion matrix as a PNG. Names and counts are shown for up to 30 classes."""
-    from matplotlib.figure import Figure  # slow to import and needed only in this function
-
-    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    few = len(names) <= 30
-    size = (max(5.0, 0.5 * len(names)), max(4.5, 0.45 * len(names))) if few else (11, 10)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    if few:
-        labels = [picture_text(name) for name in names]
-        axes.set_xticks(range(len(names)), labels, rotation=45, ha="right", fontsize=8)
-        axes.set_yticks(range(len(names)), labels, fontsize=8)
-        for (row, column), count in np.ndenumerate(confusion):
-            if count:
-                colour = "white" if shares[row, column] > 0.6 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=colour)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title(picture_text(heading), fontsize=10)
-    with atomic_path(path, durable=False) as temporary:
-        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": SIGNATURE})

@@ -16,9 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from motionmae.config import Config
-from motionmae.data.clip_decoder import read_clip
+from motionmae.data.clip_decoder import SampleReader, read_clip
 from motionmae.data.shards.errors import CorruptSample
-from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
 from motionmae.evaluation.video_writer import write_gif, write_mp4
 from motionmae.files import atomic_path
@@ -40,7 +39,7 @@ class Block:
     true_statistics: bool  # see :class:`Reconstruction`
 
 
-def read_clips(reader: ShardReader, samples: Sequence[int], config: Config) -> tuple[Tensor, Tensor | None]:
+def read_clips(reader: SampleReader, samples: Sequence[int], config: Config) -> tuple[Tensor, Tensor | None]:
     """Read the middle clips of samples, uint8 (n, T, H, W, 3), and their optical flow if the model predicts flow.
 
     A sample that does not exist, cannot be read, or has no flow raises UserError.
@@ -51,7 +50,7 @@ def read_clips(reader: ShardReader, samples: Sequence[int], config: Config) -> t
     try:
         clips = [read_clip(reader, n, clip, None if flow is None else flow[i]) for i, n in enumerate(samples)]
     except CorruptSample as error:
-        raise UserError(f"{error}: choose another sample, or repair {reader.folder}") from error
+        raise UserError(f"{error}: choose another sample, or repair the shards") from error
     return torch.stack(clips), None if flow is None else torch.from_numpy(flow)
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from motionmae.config import Config
 from motionmae.config.schema import accumulation_steps, steps_per_epoch
-from motionmae.data.open_shards import load_manifest
+from motionmae.data.mixture.sources import Sources
+from motionmae.data.open_shards import load_sources
 from motionmae.data.remote.download import UnreachableError, is_remote
-from motionmae.data.shards.manifest import MANIFEST, Manifest
+from motionmae.data.shards.manifest import MANIFEST
 from motionmae.planning.flops import count_classifier_parameters, forward_gflops, step_flops
 from motionmae.planning.gpus import USABLE, Gpu
 from motionmae.planning.memory import Memory, largest_micro_batch, predict_memory, trained_parameters
@@ -58,6 +59,7 @@ class Plan:
     steps_per_epoch: int | None
     epochs: int
     frames: int
+    mixture: str = ""  # samples and passes of each source in an epoch; empty for one folder of shards
 
     @property
     def steps(self) -> int | None:
@@ -88,9 +90,13 @@ def make_plan(config: Config, videos: int | None = None) -> Plan:
     """
     ranks = config.launch.nodes * config.launch.ntasks_per_node
     parameters, flops = trained_parameters(config), step_flops(config)
-    manifest = _manifest(config)
-    videos = manifest.samples if videos is None and manifest else videos
-    classes = (len(manifest.class_names) if manifest else 0) or KINETICS_CLASSES
+    sources = _sources(config)
+    mixture = ""
+    if videos is None and sources:
+        videos = sources.epoch_samples
+        steps_per_epoch(config, videos)
+        mixture = sources.describe(config.optim.global_batch_size) if sources.is_mixture else ""
+    classes = (len(sources.manifest.class_names) if sources else 0) or KINETICS_CLASSES
     return Plan(
         ranks=ranks,
         accumulation=accumulation_steps(config, ranks),
@@ -107,6 +113,7 @@ def make_plan(config: Config, videos: int | None = None) -> Plan:
         steps_per_epoch=None if videos is None else steps_per_epoch(config, videos),
         epochs=config.optim.epochs,
         frames=config.clip.frames,
+        mixture=mixture,
     )
 
 
@@ -127,14 +134,14 @@ def compare_choices(config: Config, gpu: Gpu) -> list[Choice]:
     return choices
 
 
-def _manifest(config: Config) -> Manifest | None:
-    """Read the manifest of the shards; None if the shards do not exist yet or this machine cannot reach them."""
+def _sources(config: Config) -> Sources | None:
+    """Read the manifests of the shards; None if some do not exist yet or this machine cannot reach them."""
     data = config.data
-    if is_remote(data.shards):
-        try:
-            return load_manifest(data.shards, data.model_copy(update={"remote_retries": 0, "remote_timeout": 5}))
-        except UnreachableError:
-            return None
-    if not data.shards or not (Path(data.shards) / MANIFEST).is_file():
+    quick = data.model_copy(update={"remote_retries": 0, "remote_timeout": 5})
+    local = [source.path for source in data.sources if not is_remote(source.path)]
+    if not all(path and (Path(path) / MANIFEST).is_file() for path in local):
         return None
-    return load_manifest(data.shards)
+    try:
+        return load_sources(quick)
+    except UnreachableError:
+        return None

@@ -4,7 +4,7 @@ The module does not import torch: it works on a login node, also while the job r
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from motionmae.errors import UserError
 from motionmae.files import remove
 from motionmae.json_text import JsonModel
+from motionmae.runs.best_checkpoint import best_in
 from motionmae.runs.checkpoint_manifest import Checkpoint, Found, defect_of
 from motionmae.runs.checkpoint_store import CheckpointStore, step_of
 from motionmae.runs.end_reason import StorageError
@@ -45,6 +46,7 @@ class InspectedCheckpoint:
     writer: dict[str, Any]  # world size, ZeRO stage and more of the writing attempt; empty if unreadable
     resumes: bool = False  # whether a resume would load this checkpoint
     link: str = ""  # target, if the folder is a symbolic link; a repair deletes the link and not the target
+    best: str = ""  # figure by which this is the best checkpoint, such as "top1 82.50"
 
 
 def inspect(
@@ -58,6 +60,7 @@ def inspect(
     """
     intact = CheckpointStatus.VALID if verify else CheckpointStatus.COMPLETE
     inspected: list[InspectedCheckpoint] = []
+    best = best_in(store)
     for folder, checkpoint in progress(store.newest_first()):
         try:
             reason = defect_of(checkpoint, sizes_only=not verify)
@@ -66,7 +69,9 @@ def inspect(
             reason, status = error.strerror or str(error), CheckpointStatus.UNREADABLE
         decided = any(newer.resumes or newer.status is CheckpointStatus.UNREADABLE for newer in inspected)
         resumes = status is intact and not decided
-        inspected.append(_describe(folder, status, reason, checkpoint, resumes))
+        found = _describe(folder, status, reason, checkpoint, resumes)
+        is_best = best is not None and best.step == found.step
+        inspected.append(replace(found, best=f"{best.metric} {best.value:.4g}") if best and is_best else found)
     renamed = [_describe(path, CheckpointStatus.DAMAGED, "renamed by a resume") for path in store.renamed_damaged()]
     unfinished = [_describe(path, CheckpointStatus.UNFINISHED) for path in store.unfinished()]
     return [*inspected, *renamed, *unfinished]

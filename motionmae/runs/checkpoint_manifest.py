@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, Field, StringConstraints
 
@@ -61,6 +61,7 @@ class _Manifest(_Version):
 class Checkpoint:
     """Committed checkpoint of a run."""
 
+    source: ClassVar[str] = "disk"
     folder: Path
     step: int
     files: tuple[FileEntry, ...]
@@ -70,6 +71,15 @@ class Checkpoint:
     def bytes(self) -> int:
         """Size of all files."""
         return sum(entry.bytes for entry in self.files)
+
+    @property
+    def on_disk(self) -> str | None:
+        """Name of the newest checkpoint on disk, as far as this checkpoint knows."""
+        return self.folder.name
+
+    def reader(self, index: int, file: str, world: int) -> int:
+        """Return the rank that reads the ``index``-th parameter from ``file``. Every rank can read every file."""
+        return index % world
 
     def state(self, schema: type[Schema] = dict[str, Any]) -> Schema:  # type: ignore[assignment]
         """Read state.json: the state of the trainer and of the loader, the config and more, as far as ``schema`` says.

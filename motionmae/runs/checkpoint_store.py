@@ -165,10 +165,13 @@ class CheckpointStore:
                 with suppress(OSError):
                     remove(path)
 
-    def prune(self, keep_last: int, keep_every: int) -> None:
-        """Delete checkpoints except the newest ``keep_last`` (at least two) and the multiples of ``keep_every``."""
+    def prune(self, keep_last: int, keep_every: int, best: int | None = None) -> None:
+        """Delete checkpoints except the newest ``keep_last`` (at least two), multiples of ``keep_every``, and ``best``.
+
+        ``best`` is the step of the best checkpoint by validation.
+        """
         for old in self.complete()[: -max(keep_last, 2)]:
-            if keep_every == 0 or old.step % keep_every:
+            if old.step != best and (keep_every == 0 or old.step % keep_every):
                 with suppress(OSError):  # the next save tries again
                     _delete(old.folder)
 

@@ -22,13 +22,18 @@ logger = get_logger(__name__)
 
 Row = dict[str, Any]
 
+SOURCE_SAMPLES, SOURCE_PASSES = "source_samples/", "source_passes/"
+"""Beginnings of the keys of a metrics row with the samples drawn from each source of a mixture, and the passes through
+it, since the run began. The name of the source follows."""
+
 
 class Kind(StrEnum):
     """Kinds of events. The comments name the fields besides ``attempt``, ``kind``, ``step`` and ``time``."""
 
     SUBMITTED = "submitted"  # the run was submitted to a scheduler; the event belongs to no attempt
     START = "start"  # an attempt begins: world size, hosts in rank order, age of the process in seconds, commit
-    RESUME = "resume"  # the attempt loaded a checkpoint: folder of the checkpoint, seconds of verifying and loading
+    # The attempt loaded a checkpoint: folder, `source` (memory or disk), and the seconds of verifying and loading.
+    RESUME = "resume"
     READY = "ready"  # the first step begins: total steps, seconds since the process start and of each stage
     FIRST_STEP = "first_step"  # the attempt took its first step: seconds of the step and since the process start
     # A checkpoint was committed: path, bytes, `seconds` from request to commit, `blocking` seconds of training, and
@@ -47,6 +52,14 @@ class Kind(StrEnum):
     FAILURE = "failure"  # the batch script saw a failure: reason, node at fault, excluded nodes, whether it retries
 
 
+FAULTS = {
+    Kind.NONFINITE: "step skipped", Kind.CORRUPT_SAMPLE: "corrupt samples", Kind.CHECKPOINT_FAILED: "save failed",
+    Kind.CHECKPOINT_DAMAGED: "damaged checkpoint skipped", Kind.HANG: "hung", Kind.ROLLBACK: "rolled back",
+    Kind.FAILURE: "attempt failed",
+}  # fmt: skip
+"""Events about a fault, and what people call it."""
+
+
 class Phase(StrEnum):
     """Phases of a training step on one rank. The metrics row has the seconds of each phase."""
 
@@ -55,6 +68,7 @@ class Phase(StrEnum):
     BACKWARD = "backward"  # backward pass and gradient reduction, in which ranks wait for each other
     OPTIMIZER = "optimizer"  # parameter update
     CHECKPOINT = "checkpoint"  # the part of a save that blocks training
+    MEMORY_COPY = "memory_copy"  # the part of a memory copy that blocks training
     OTHER = "other"  # schedule, signal checks and metrics
 
 

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,20 @@ from motionmae.runs.row_schema import fault_of
 
 _SILENT_SECONDS = 900.0  # a run without a new row for this long is reported as silent
 _STRAGGLER_SCORE = 1.1  # the slowest rank counts as a straggler from this multiple of the median rank's time
+
+
+class RunState(StrEnum):
+    """State of a run, as people name it."""
+
+    QUEUED = "queued"  # submitted, and no attempt has begun since
+    STARTING = "starting"
+    TRAINING = "training"
+    SILENT = "silent"  # no row for a long time, and no end
+    FINISHED = "finished"
+    STOPPED = "stopped"  # by its user: the stop file, scancel, Ctrl-C
+    PREEMPTED = "preempted"  # saved, and waits in the queue to continue
+    REQUEUED = "requeued"  # failed, and waits in the queue to continue
+    FAILED = "failed"
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,7 @@ class AttemptRecord:
     end: EndReason | None = None  # from the attempt's rows; None while it runs, or if it died without writing one
     error: str = ""  # the error that ended the attempt
     failure: EndReason | None = None  # end reason that the requeue policy determined from outside the processes
+    queued: bool = False  # submitted again, or requeued by the requeue policy, after its end
     idle_marks: list[tuple[float, str]] = field(default_factory=list)  # events after the end: (time, badput category)
 
     @property
@@ -67,6 +83,17 @@ class AttemptRecord:
         if self.end:
             return self.end.run_state
         return "starting" if self.ready is None else "training"
+
+    def state(self, now: float) -> RunState:
+        """State of the run while this attempt is its newest, at ``now`` in seconds since the epoch."""
+        end = self.end or self.failure
+        if self.queued and end is not EndReason.FINISHED:
+            return RunState.REQUEUED if self.failure else RunState.QUEUED
+        if end:
+            return RunState(end.run_state)
+        if now - self.last_sign > _SILENT_SECONDS:
+            return RunState.SILENT
+        return RunState.STARTING if self.ready is None else RunState.TRAINING
 
     @property
     def end_text(self) -> str:
@@ -109,6 +136,7 @@ class AttemptTracker:
         last = self.attempts[-1]
         if kind in (Kind.STOP, Kind.FAILURE, Kind.SUBMITTED):
             last.idle_marks.append((row["time"], idle_category(row)))
+            last.queued = kind == Kind.SUBMITTED or (kind == Kind.FAILURE and bool(row.get("again")))
         if row["attempt"] != last.attempt.id:
             return
         if kind == Kind.FAILURE:
@@ -212,14 +240,8 @@ class RunHistory:
         return totals[-1] if totals else None
 
     @property
-    def state(self) -> str:
-        """State of the run in one or two words."""
-        if not self.attempts:
-            return "submitted"
-        last = self.attempts[-1]
-        if end := last.end or last.failure:
-            return end.run_state
-        return "under way" if time.time() - last.last_sign < _SILENT_SECONDS else "silent"
+    def state(self) -> RunState:
+        return self.attempts[-1].state(time.time()) if self.attempts else RunState.QUEUED
 
     @property
     def losses(self) -> list[str]:

@@ -7,6 +7,10 @@ lease that was taken on another node.
 
 A newer lease can appear between a check and the write. Then at most one row or one whole checkpoint of the older
 attempt is written, and never a torn one.
+
+The file also has the run's identity, which survives every requeue, and the positions at which attempts began to train.
+They tell whether a state in the memory of a node still belongs to the run's course (:meth:`Lease.has_passed`): what an
+attempt computed beyond the start of a newer attempt was computed again, perhaps with other settings.
 """
 
 import errno
@@ -16,9 +20,9 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field, StringConstraints
 
@@ -26,13 +30,22 @@ from motionmae import locks
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 from motionmae.json_text import InvalidJsonError, JsonModel, load_json
+from motionmae.runs.checkpoint_manifest import Count
 from motionmae.runs.end_reason import LeaseLost
 from motionmae.runs.history import Attempt, RunHistory
 
 FILE = "lease.json"
+_LOCK = ".lease.lock"
 LOCK_TIMEOUT = 120.0  # seconds to wait for another attempt; NFS releases the lock of a dead machine sooner
 ShortText = Annotated[str, StringConstraints(pattern=r"^[ -~]{0,255}$")]  # without control characters
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class Begun(NamedTuple):
+    """Attempt that began to train."""
+
+    number: Count
+    position: Count  # steps of data that it had when it began, as in a checkpoint's manifest
 
 
 class _Holder(JsonModel, extra="ignore"):
@@ -43,6 +56,8 @@ class _Holder(JsonModel, extra="ignore"):
     host: ShortText
     pid: Annotated[int, Field(ge=0, lt=2**31)]
     time: Annotated[float, Field(ge=0, lt=2**33)]  # seconds since the epoch
+    run: ShortText = ""
+    begun: tuple[Begun, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,8 @@ class Lease:
 
     file: Path
     attempt: Attempt
+    run: str = ""  # identity of the run: the id of its first attempt
+    begun: tuple[Begun, ...] = ()  # starts of older attempts, as far as a later one did not begin at or before them
 
     def check(self) -> None:
         """Check that this attempt still holds the lease.
@@ -67,6 +84,18 @@ class Lease:
                 f"attempt {self.attempt.number} on {socket.gethostname()} writes nothing more and ends"
             )
 
+    def has_passed(self, number: int, position: int) -> bool:
+        """Return whether a state of attempt ``number`` at ``position`` was computed again by a newer attempt."""
+        return any(begun.number > number and begun.position < position for begun in self.begun)
+
+    def begin(self, position: int) -> None:
+        """Record that this attempt begins to train at ``position``, on rank 0, or raise a UserError."""
+        with _reported(self.file), _locked(self.file.with_name(_LOCK)):
+            self.check()
+            holder = _read(self.file)
+            older = [each for each in holder.begun if each.position < position]
+            _write(replace(self, begun=(*older, Begun(self.attempt.number, position))))
+
 
 def acquire_lease(folder: Path) -> Lease:
     """Begin a new attempt of the run in ``folder``, on rank 0, or raise a UserError.
@@ -74,17 +103,13 @@ def acquire_lease(folder: Path) -> Lease:
     Older attempts then fail their next check.
     """
     file = folder / FILE
-    try:
-        with _locked(folder / ".lease.lock"):
-            number = _read(file).number + 1 if file.exists() else 1
-            attempt = Attempt.begin(number)
-            holder = {**asdict(attempt), "pid": os.getpid(), "time": time.time()}
-            write_atomically(file, json.dumps(holder, indent=1).encode())
-    except OSError as error:
-        raise UserError(
-            f"{file} cannot be written ({error.strerror}): check that {folder} has free space and belongs to you"
-        ) from error
-    return Lease(file, attempt)
+    with _reported(file), _locked(folder / _LOCK):
+        former = _read(file) if file.exists() else None
+        attempt = Attempt.begin(former.number + 1 if former else 1)
+        run, begun = (former.run, former.begun) if former else ("", ())
+        lease = Lease(file, attempt, run or attempt.id, begun)
+        _write(lease)
+    return lease
 
 
 def current_holder(folder: Path) -> str:
@@ -101,6 +126,21 @@ def current_holder(folder: Path) -> str:
         return ""
     verb = "runs" if here else "may run"
     return f"attempt {holder.number} of this run {verb} as process {holder.pid} on {holder.host}"
+
+
+def _write(lease: Lease) -> None:
+    holder = {**asdict(lease.attempt), "pid": os.getpid(), "time": time.time(), "run": lease.run, "begun": lease.begun}
+    write_atomically(lease.file, json.dumps(holder, indent=1).encode())
+
+
+@contextmanager
+def _reported(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be written ({error.strerror}): check that {file.parent} has free space and belongs to you"
+        ) from error
 
 
 def _read(file: Path) -> _Holder:

@@ -1,6 +1,6 @@
 """Schemas of the rows of events.jsonl and metrics.jsonl: the values that readers use. A row may have further values."""
 
-from typing import Annotated, Any, Required
+from typing import Annotated, Any, Literal, Required
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -44,8 +44,9 @@ class _Ready(_Event):
     total_steps: _Step
 
 
-class _Resume(_Event):
-    seconds: _Seconds
+class _Resume(_Event, total=False):
+    seconds: Required[_Seconds]
+    source: Literal["memory", "disk"]  # older versions know only the disk
 
 
 class _Checkpoint(_Event, total=False):
@@ -70,6 +71,7 @@ class _Metrics(_Row, total=False):
     backward_seconds: _Seconds
     optimizer_seconds: _Seconds
     checkpoint_seconds: _Seconds
+    memory_copy_seconds: _Seconds
     other_seconds: _Seconds
     steps: Annotated[int, Field(ge=1, le=2**53)]
     epoch: Required[_Number]

@@ -68,7 +68,7 @@ class Finetuning:
         classes = len(manifest.class_names)
         if classes < 2:
             raise UserError(
-                f"{config.data.shards} has {classes} classes, but a classifier needs two: use labelled shards"
+                f"{config.data.location} has {classes} classes, but a classifier needs two: use labelled shards"
             )
         if finetune.mixes:
             self._mixup = ClipMixup(

@@ -10,12 +10,13 @@ import torch
 from pydantic import Field
 
 from motionmae.checkpointing import sharded
+from motionmae.checkpointing.memory_copies import MemoryCopies
 from motionmae.config import Config, load_config, save_config
 from motionmae.config.resume import check_same_run
 from motionmae.config.schema import steps_per_epoch
 from motionmae.data.loader import ClipLoader, check_same_stream, stream_identity
-from motionmae.data.open_shards import load_manifest
-from motionmae.data.shards.manifest import Manifest
+from motionmae.data.mixture.sources import Sources
+from motionmae.data.open_shards import load_sources
 from motionmae.distributed.context import (
     DistributedContext,
     gather_objects,
@@ -43,6 +44,7 @@ from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.callbacks.stalled_heads import StalledHeads
 from motionmae.training.out_of_memory import explain_out_of_memory
 from motionmae.training.pretrain import Pretraining
+from motionmae.training.resume import find_checkpoint
 from motionmae.training.state import TrainState
 from motionmae.training.step_timer import StartupTimer
 from motionmae.training.task import Task
@@ -126,12 +128,15 @@ def build_trainer(
     total_steps = loader.steps_per_epoch * config.optim.epochs
     progress = stack.enter_context(closing(ProgressLine(total_steps, rank.is_rank_zero)))
     startup.done("data")
-    checkpoint = sharded.find_newest(store, rank, damage_logger(events, progress.log))
+    copies = MemoryCopies(rank, folder.path, lease, config.checkpoint.memory_steps, watchdog, progress.log)
+    damaged = damage_logger(events, progress.log)
+    checkpoint = find_checkpoint(store, rank, copies, lambda found: check_saved(found, config, loader), damaged)
     state = load_train_state(checkpoint, config, rank, loader)
     startup.done("find_checkpoint")
     if state.step >= total_steps:
         events.event(Kind.FINISH, state.step)
         progress.log(f"{folder.path} is complete: all of its {total_steps} steps are done")
+        copies.discard()
         return None
 
     if rank.is_rank_zero:
@@ -163,8 +168,12 @@ def build_trainer(
         callbacks=callbacks,
         log=progress.log,
         state=state,
+        memory_copies=copies,
+        newest_saved=checkpoint.on_disk if checkpoint else None,
     )
     stack.callback(trainer.checkpointer.close)
+    stack.callback(copies.close)
+    run_on_rank_zero(rank, lambda: lease.begin(state.data_step))
     log_start(trainer, checkpoint, startup)
     return trainer
 
@@ -176,21 +185,20 @@ def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Con
     ignored. A run without a checkpoint may start again with other settings, unless one of its attempts is in progress.
     """
     folder.refuse_foreign()
-    manifest = load_manifest(config.data.shards, config.data)
-    steps_per_epoch(config, manifest.samples)
+    sources = load_sources(config.data)
+    steps_per_epoch(config, sources.epoch_samples)
     saved = next(filter(None, map(_read_settings, reversed(store.complete()))), None)
     if saved is None and folder.config.is_file() and current_holder(folder.path):
         running = load_config(str(folder.config))
-        manifest_of_run = load_manifest(running.data.shards, running.data)
-        identity = _identity(running, manifest_of_run)
+        identity = _identity(running, load_sources(running.data))
         saved = _SavedSettings(config=running.model_dump(mode="json"), loader=identity)
     if saved:
         check_same_run(saved.config, config)
-        check_same_stream(saved.loader, _identity(config, manifest))
+        check_same_stream(saved.loader, _identity(config, sources))
 
 
-def _identity(config: Config, manifest: Manifest) -> dict[str, Any]:
-    return stream_identity(manifest, config.data, config.seed, config.optim.global_batch_size)
+def _identity(config: Config, sources: Sources) -> dict[str, Any]:
+    return stream_identity(sources, config.seed, config.optim.global_batch_size)
 
 
 def _read_settings(checkpoint: Checkpoint) -> "_SavedSettings | None":
@@ -277,14 +285,15 @@ def load_train_state(
     """
     if checkpoint is None:
         return TrainState()
-    saved = run_on_rank_zero(rank, lambda: checkpoint.state(_SavedTraining))
+    return run_on_rank_zero(rank, lambda: check_saved(checkpoint, config, loader)).trainer
 
-    def check() -> None:
-        check_same_run(saved.config, config)
-        check_same_stream(saved.loader, loader.identity)
 
-    rank_zero_first(rank, check)
-    return saved.trainer
+def check_saved(checkpoint: Checkpoint, config: Config, loader: ClipLoader) -> _SavedTraining:
+    """Read the state of a checkpoint, or raise a UserError if the settings or data of its run differ."""
+    saved = checkpoint.state(_SavedTraining)
+    check_same_run(saved.config, config)
+    check_same_stream(saved.loader, loader.identity)
+    return saved
 
 
 def add_loggers(events: EventLog, config: Config, folder: RunFolder, resumed_step: int) -> None:
@@ -327,13 +336,18 @@ def log_start(trainer: Trainer, checkpoint: Checkpoint | None, startup: StartupT
     seconds, events, total_steps = startup.seconds, trainer.events, trainer.total_steps
     if checkpoint:
         resume_seconds = seconds["find_checkpoint"] + seconds["restore"]
-        events.event(Kind.RESUME, checkpoint.step, path=checkpoint.folder.name, seconds=resume_seconds)
+        path, source = checkpoint.folder.name, checkpoint.source
+        events.event(Kind.RESUME, checkpoint.step, path=path, source=source, seconds=resume_seconds)
     events.event(Kind.READY, trainer.state.step, total_steps=total_steps, seconds=process_age(), startup=seconds)
     config, rank, engine, step = trainer.config, trainer.rank, trainer.engine, trainer.state.step
     millions = sum(sharded_state.shape(p).numel() for p in engine.parameters.values()) / 1e6
+    begins = f"resumes at step {step} from {checkpoint.source}" if checkpoint else "starts"
     trainer.log(
-        f"{trainer.folder.path} {f'resumes at step {step}' if step else 'starts'}: {total_steps} steps of "
+        f"{trainer.folder.path} {begins}: {total_steps} steps of "
         f"{config.optim.global_batch_size} videos, {millions:.1f} M parameters, {rank.world} x {rank.device.type}, "
         f"{engine.accumulation} x {config.engine.micro_batch_size} videos a rank, ZeRO {engine.stage}, "
         f"{engine.precision}"
     )
+    if trainer.loader.sources.is_mixture:
+        described = trainer.loader.sources.describe(config.optim.global_batch_size)
+        trainer.log(f"samples of an epoch: {described}")

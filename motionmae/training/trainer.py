@@ -11,6 +11,7 @@ import torch
 
 from motionmae.checkpointing import sharded
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer, SaveResult
+from motionmae.checkpointing.memory_copies import MemoryCopies
 from motionmae.config import Config
 from motionmae.data.loader import Batch, ClipLoader, DevicePrefetcher
 from motionmae.distributed.context import DistributedContext, gather_objects
@@ -54,6 +55,8 @@ class Trainer:
     callbacks: Sequence[Callback]
     log: Callable[[str], None]  # prints a message on rank zero
     state: TrainState
+    memory_copies: MemoryCopies
+    newest_saved: str | None  # newest checkpoint on disk
 
     def __post_init__(self) -> None:
         config, optim, data = self.config, self.config.optim, self.config.data
@@ -87,6 +90,7 @@ class Trainer:
             self.timer.end_step()
 
             self.log_save(self.checkpointer.poll())
+            self.memory_copies.poll()
             if first_step:
                 seconds = {"seconds": self.timer.slowest_step, "since_process_start": process_age()}
                 self.events.event(Kind.FIRST_STEP, self.state.step, **seconds)
@@ -97,6 +101,8 @@ class Trainer:
                 continue
             if self.is_due(self.config.log.every_steps) or request.end:
                 self.log_step(result)
+            if not self.done and self.memory_copies.is_due(self.state.step):
+                self.copy_to_memory()
             if self.is_due(self.config.checkpoint.every_steps) or request.end or request.save:
                 with self.watchdog.during(f"saving step {self.state.step}", self.watchdog.limits.save_seconds):
                     self.save(request)
@@ -147,7 +153,7 @@ class Trainer:
     def log_step(self, result: StepResult) -> None:
         """Write a row of metrics for the last step. All ranks must call this."""
         self.count_corrupt()
-        row = self.metrics.row(self.state, result)
+        row = self.metrics.row(self.state, result) | {"memory_copy_step": self.memory_copies.newest or 0}
         self.events.metrics(row)
         for callback in self.callbacks:
             callback.on_log(row)
@@ -171,6 +177,7 @@ class Trainer:
             UserError: the run has no checkpoint to load, or has rolled back recently.
         """
         self.log_save(self.checkpointer.wait())
+        self.memory_copies.discard()
         before, checkpoint = self.state, None
         if nonfinite.may_roll_back(before):
             checkpoint = sharded.find_newest(
@@ -213,7 +220,7 @@ class Trainer:
         self.log(f"{total} samples could not be read so far and were replaced by other samples ({reasons})")
         if total > limit:
             raise UserError(
-                f"{total} samples of {self.config.data.shards} cannot be read ({reasons}), more than "
+                f"{total} samples of {self.config.data.location} cannot be read ({reasons}), more than "
                 f"data.max_corrupt_samples={limit}: restore the shards, or set a higher limit",
                 already_reported=not self.rank.is_rank_zero,
             )
@@ -233,6 +240,16 @@ class Trainer:
             assert result is not None
             self.log_save(replace(result, blocking=result.seconds))
         self.stop_requests.clear(request)
+        self.timer.enter(Phase.OTHER)
+
+    def copy_to_memory(self) -> None:
+        """Start to copy the state to the memory of the nodes. All ranks must call this."""
+        self.timer.enter(Phase.MEMORY_COPY)
+        self.count_corrupt()
+        state = self.state
+        self.memory_copies.start(
+            self.engine, self.checkpoint_metadata(), state.step, state.data_step, self.newest_saved
+        )
         self.timer.enter(Phase.OTHER)
 
     def checkpoint_metadata(self) -> dict[str, Any]:
@@ -266,6 +283,7 @@ class Trainer:
             )
         seconds = {"seconds": result.seconds, "blocking": result.blocking, "waited": result.waited}
         path, size = result.checkpoint.folder.name, result.checkpoint.bytes
+        self.newest_saved = path
         self.events.event(Kind.CHECKPOINT, result.step, path=path, bytes=size, **seconds)
         for callback in self.callbacks:
             callback.on_save(result.step)
@@ -282,8 +300,13 @@ class Trainer:
         self.log(f"{message}; training continues, {self.failed_saves} saves in a row have failed")
 
     def end(self, reason: EndReason) -> None:
-        """Finish the callbacks' work after the last step, and log the end of the attempt."""
+        """Finish the callbacks' work after the last step, and log the end of the attempt.
+
+        The memory copies are freed unless the last save has failed.
+        """
         step = self.state.step
+        if not self.failed_saves:
+            self.memory_copies.discard()
         if reason is EndReason.FINISHED:
             with self.watchdog.during("finishing the callbacks", 0):  # callbacks have their own time limits
                 for callback in self.callbacks:

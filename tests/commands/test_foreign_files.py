@@ -93,6 +93,7 @@ LINES = {
     "finetune": "--config {world}/tuned.yaml output_dir={out}/runs",
     "test": "{out}/runs/tuned --clips 1 --crops 1 --json {out}/figures.json",
     "submit": "--config {world}/tiny.yaml --ntasks-per-node 1 --gpus-per-node 0 output_dir={out}/submitted",
+    "runs": "{out}/runs --json {out}/figures.json",
     "watch": "{out}/runs/tiny --once",
     "report": "{out}/runs/tiny --no-pictures --out {out}/report.html --json {out}/figures.json",
     "checkpoints": "{out}/runs/tiny --repair --json {out}/figures.json",

@@ -16,9 +16,9 @@ from motionmae.__main__ import main
 from motionmae.config import ClipConfig
 from motionmae.data.video.read_video import UnreadableVideo, read_central_clip, read_video
 from motionmae.evaluation import reconstructions
-from motionmae.evaluation.features import classify_by_neighbours
 from motionmae.evaluation.load_run import load_embedding
 from motionmae.evaluation.video_writer import write_mp4
+from motionmae.training.validation.nearest import classify_by_neighbours
 from tests.shared_data import SHARED_DATA, needs_shared_data
 from tests.training.launch import run_ranks
 from tests.training.other_run import hide_newest, read_while_it_saves

@@ -10,9 +10,9 @@ from motionmae.config import load_config
 from motionmae.data.clip_decoder import read_clip
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import open_reader
-from motionmae.evaluation import mean_baseline
 from motionmae.evaluation.load_run import load_pretrained
 from motionmae.evaluation.mean_baseline import explained_variance, mean_baseline_losses
+from motionmae.training.validation import heads
 from tests.training.shards import make_shards, tiny_run
 
 
@@ -57,6 +57,6 @@ def test_what_a_run_explains_of_other_shards(trained_run: Path, shards: Path, mo
         one_by_one = sum(float(getattr(each, head)) for each in losses) / 5
         assert found[head] == pytest.approx(1 - one_by_one / means[head], abs=1e-5)
 
-    monkeypatch.setattr(mean_baseline, "_BATCH", 2)  # a last part that is smaller
+    monkeypatch.setattr(heads, "CLIPS", 2)  # a last part that is smaller
     again = explained_variance(trained_run, str(shards), clips=5)
     assert again == pytest.approx(found, abs=1e-5)

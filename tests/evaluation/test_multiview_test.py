@@ -13,6 +13,8 @@ import torch
 
 from motionmae.__main__ import main
 from motionmae.config import Config, MultiviewTestConfig
+from motionmae.data.held_out.shards import match_classes
+from motionmae.data.held_out.views import dense_views
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.manifest import write_manifest
@@ -20,8 +22,7 @@ from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
 from motionmae.evaluation.inference import Results
 from motionmae.evaluation.load_run import load_finetuned
-from motionmae.evaluation.multiview_test import evaluate, match_classes
-from motionmae.evaluation.views import dense_views
+from motionmae.evaluation.multiview_test import evaluate
 from tests.training.launch import run_ranks
 from tests.training.other_run import hide_newest, read_while_it_saves
 from tests.training.run_workers import run_all

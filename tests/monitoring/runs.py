@@ -32,7 +32,8 @@ def metrics_row(step: int, steps: int = 1, seconds: float = 0.5, **changes: Any)
         "step": step, "epoch": step / 10, "loss": 2 / step, "loss_space": 1 / step, "loss_time": 1 / step, "lr": 1e-3,
         "grad_norm": 0.5, "steps": steps, "step_seconds": seconds, "step_seconds_max": seconds, **phases,
         "data_wait_seconds": seconds / 8, "clips_per_second": 8 / seconds, "straggler_score": 1.0, "slowest_rank": 0,
-        "slowest_score": 1.0, "loader_ready": 3, "corrupt_samples": 0, "skipped_steps": 0, **changes,
+        "slowest_score": 1.0, "loader_ready": 3, "corrupt_samples": 0, "skipped_steps": 0, "memory_copy_step": 0,
+        **changes,
     }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def test_names_are_unique_and_counters_end_in_total():
 
 def test_no_label_has_unbounded_values():
     labels = {label for metric in METRICS.values() if metric.name != "run_info" for label in metric.labels}
-    assert labels <= {"gpu", "UUID", "xid", "node"}
+    assert labels <= {"gpu", "UUID", "xid", "node", "source"}
 
 
 def test_metrics_rows_have_every_key_that_a_definition_names():

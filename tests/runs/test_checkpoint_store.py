@@ -1,9 +1,12 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from motionmae.errors import UserError
+from motionmae.runs.best_checkpoint import Best, best_in
+from motionmae.runs.checkpoint_inspect import inspect
 from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, describe, read_manifest
 from motionmae.runs.end_reason import StorageError
 
@@ -127,6 +130,25 @@ def test_the_same_step_again_replaces_the_former(store: CheckpointStore):
     (found,) = store.complete()
     assert (found.folder / found.files[1].name).read_bytes() == b"new"
     assert newest(store) == (40, [])
+
+
+def test_pruning_keeps_the_best_and_the_newest_checkpoint_says_which_that_is(store: CheckpointStore):
+    for step in range(10, 60, 10):
+        save(store, step)
+    assert best_in(store) is None
+    folder = store.begin(60)
+    best = {"step": 20, "metric": "top1", "value": 82.5}
+    store.commit(folder, 60, {"trainer": {"data_step": 60, "validation": {"best": best}}}, [])
+    store.prune(keep_last=2, keep_every=0, best=20)
+    assert [c.step for c in store.complete()] == [20, 50, 60]
+    assert best_in(store) == Best(**best)
+    assert [(found.step, found.best) for found in inspect(store, verify=False)] == [
+        (60, ""),
+        (50, ""),
+        (20, "top1 82.5"),
+    ]
+    shutil.rmtree(store.complete()[0].folder)
+    assert best_in(store) is None
 
 
 def test_pruning_keeps_the_newest_and_the_multiples(store: CheckpointStore):

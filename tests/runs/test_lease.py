@@ -26,6 +26,31 @@ def test_only_the_newest_lease_passes_its_check(tmp_path: Path):
         first.check()
 
 
+def test_the_lease_knows_which_states_a_newer_attempt_has_passed(tmp_path: Path):
+    first = acquire_lease(tmp_path)
+    first.begin(0)
+    second = acquire_lease(tmp_path)  # from a checkpoint at 90, while the first still computes on a lost node
+    assert second.run == first.run == first.attempt.id
+    assert not second.has_passed(1, 200)
+    second.begin(90)
+    with pytest.raises(LeaseLost):
+        first.begin(0)
+    third = acquire_lease(tmp_path)
+    assert third.run == first.run
+    assert [third.has_passed(1, position) for position in (89, 90, 91, 200)] == [False, False, True, True]
+    assert not third.has_passed(2, 200)
+    third.begin(50)  # from an older checkpoint
+    fourth = acquire_lease(tmp_path)
+    assert [fourth.has_passed(attempt, 60) for attempt in (1, 2, 3)] == [True, True, False]
+    assert [tuple(each) for each in fourth.begun] == [(1, 0), (3, 50)]
+
+
+def test_a_lease_of_an_older_version_has_no_run_and_gets_one(tmp_path: Path):
+    (tmp_path / FILE).write_text(json.dumps(HOLDER))
+    lease = acquire_lease(tmp_path)
+    assert lease.run == lease.attempt.id == acquire_lease(tmp_path).run
+
+
 def acquire_often(folder: Path, times: int) -> list[int]:
     return [acquire_lease(folder).attempt.number for _ in range(times)]
 

@@ -25,7 +25,8 @@ STAGES = [0, 1, 2, 3]
 ROW = {
     "attempt", "step", "epoch", "loss", "loss_space", "loss_time", "lr", "grad_norm", "clips_per_second",
     "step_seconds", "step_seconds_max", "data_wait_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds",
-    "checkpoint_seconds", "other_seconds", "straggler_score", "slowest_rank", "time",
+    "checkpoint_seconds", "memory_copy_seconds", "memory_copy_step", "other_seconds", "straggler_score", "slowest_rank",
+    "time",
 }  # fmt: skip
 
 

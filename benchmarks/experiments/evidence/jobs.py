@@ -12,7 +12,7 @@ from pathlib import Path
 
 from motionmae.config import Config, flat, load_config
 from motionmae.config.resume import RESULT_KEYS
-from motionmae.data.open_shards import load_manifest
+from motionmae.data.open_shards import load_sources
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.history import RunHistory
 
@@ -96,7 +96,7 @@ class Job:
 
     def steps(self) -> int:
         """Return the number of steps of the whole run."""
-        samples = load_manifest(self.config.data.shards).samples
+        samples = load_sources(self.config.data).epoch_samples
         return self.config.optim.epochs * (samples // self.config.optim.global_batch_size)
 
     def steps_done(self) -> int:
@@ -160,7 +160,7 @@ def key_of(config: Config) -> str:
     """
     named = config.updated(
         {
-            "data.shards": Path(config.data.shards).name,
+            "data.shards": Path(config.data.location).name,
             "test.shards": Path(config.test.shards).name,
             "finetune.init": Path(config.finetune.init).name,
         }

@@ -117,11 +117,10 @@ class ShardCache:
         else:
             self._ensure_cached(path, entry, wait=False, protected={self._path(one).stem for one in protected})
 
-    def require_room(self, shards: Sequence[ShardEntry], shuffle_window_shards: int, in_flight: int) -> None:
-        """Raise UserError if the cache is too small to download each shard only once per epoch.
+    def room_for(self, shards: Sequence[ShardEntry], shuffle_window_shards: int, in_flight: int) -> float:
+        """Return the bytes that the shuffle windows in use at the same time take, at least two.
 
-        The shuffle windows in use at the same time, at least two, must fit in the cache. ``in_flight`` is the maximum
-        distance between shuffle indices in use at the same time.
+        ``in_flight`` is the maximum distance between shuffle indices in use at the same time.
         """
         windows_per_epoch = math.ceil(len(shards) / shuffle_window_shards)
         smallest_window = len(shards) // windows_per_epoch  # shards in the smallest shuffle window, see EpochSampler
@@ -129,11 +128,14 @@ class ShardCache:
         shards_in_flight = bisect_left(smallest_first, in_flight) + 1
         windows = min(1 + math.ceil(shards_in_flight / smallest_window), windows_per_epoch)
         sizes = sorted((shard.bytes for shard in shards), reverse=True)
-        needed = _SLACK * sum(sizes[: windows * shuffle_window_shards])
+        return _SLACK * sum(sizes[: windows * shuffle_window_shards])
+
+    def require_room(self, needed: float, shuffle_window_shards: int) -> None:
+        """Raise UserError if the cache is too small for ``needed`` bytes, to download each shard once per epoch."""
         if needed > self.limit:
             raise UserError(
-                f"data.cache_gb={self.limit / 1e9:g} is too small for {self.location}, because {windows} windows of "
-                f"data.shuffle_window_shards={shuffle_window_shards} take {needed / 1e9:.3g} GB: increase "
+                f"data.cache_gb={self.limit / 1e9:g} is too small for {self.location}, because the windows of "
+                f"data.shuffle_window_shards={shuffle_window_shards} in use take {needed / 1e9:.3g} GB: increase "
                 "data.cache_gb or decrease data.shuffle_window_shards"
             )
 

@@ -40,7 +40,7 @@ class FeatureExtractor:
 def open_features(
     kind: str,
     run: Path | None,
-    step: int | None,
+    step: int | str | None,
     protocol: str,
     adapter: str,
     davis: Path,

@@ -10,7 +10,7 @@ from torch import Tensor
 from motionmae.data.loader import ClipLoader
 from motionmae.distributed.context import DistributedContext
 from motionmae.engine.deepspeed_engine import Engine
-from motionmae.runs.events import Phase, Row
+from motionmae.runs.events import SOURCE_PASSES, SOURCE_SAMPLES, Phase, Row
 from motionmae.training.state import TrainState
 from motionmae.training.step_timer import StepTimer
 
@@ -53,15 +53,26 @@ class StepMetrics:
             "skipped_steps": state.skipped,
             "corrupt_samples": len(state.corrupt),
             "loader_ready": self.loader.ready,
+            **self.source_counts(state.data_step),
             **times,
             **straggler_scores(own_seconds, rank),
         }
 
+    def source_counts(self, data_step: int) -> Row:
+        """Return the samples drawn from each source of a mixture since the run began, and the passes through it."""
+        sources = self.loader.sources
+        if not sources.is_mixture:
+            return {}
+        drawn = self.loader.drawn(data_step)
+        sizes = dict(zip(sources.names, sources.sizes, strict=True))
+        samples = {f"{SOURCE_SAMPLES}{name}": count for name, count in drawn.items()}
+        return samples | {f"{SOURCE_PASSES}{name}": count / sizes[name] for name, count in drawn.items()}
+
     def times(self) -> Row:
-        """Compute this rank's mean times of a step since the last row, without the time of saves."""
+        """Compute this rank's mean times of a step since the last row, without the time of saves and memory copies."""
         steps, slowest = self.timer.steps, self.timer.slowest_step
         phases = {phase: seconds / steps for phase, seconds in self.timer.take().items()}
-        seconds = sum(phases.values()) - phases[Phase.CHECKPOINT]
+        seconds = sum(phases.values()) - phases[Phase.CHECKPOINT] - phases[Phase.MEMORY_COPY]
         return {
             "steps": steps,
             "clips_per_second": self.clips_per_step / seconds,

@@ -322,7 +322,7 @@ class TestLoader:
                     break
                 threading.Event().wait(0.05)
             threading.Event().wait(0.3)
-            order = loader._sampler_of(0)
+            order = loader.order.pass_of(0, 0)
             positions, first = order.window(0)
             _, second = order.window(positions.stop)
         assert kept(ahead) == sorted(f"toy-{number:06d}.tar" for number in first + second)

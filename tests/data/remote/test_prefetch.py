@@ -40,7 +40,7 @@ def cached(tmp_path):
 
 def first_shard(loader):
     """Name of the shard that the only rank downloads first."""
-    _, window = loader._sampler.window(0)
+    _, window = loader.order.pass_of(0, 0).window(0)
     return TARS[window[0]]
 
 
@@ -68,7 +68,7 @@ def test_a_stalled_shard_holds_up_no_other(tmp_path, server):
     with opened(tmp_path, server, downloads=2) as loader:
         first = first_shard(loader)
         server.faults[first] = [("slow", 60)]
-        loader._prefetcher.advance_to(loader._sampler, 0)
+        loader._prefetchers.advance_to(loader.order.cursors(0, 0))
         wait_for(lambda: cached(tmp_path) == set(TARS) - {first})
         server.over.set()
         assert len(list(itertools.islice(loader.batches(0), 8))) == 8
@@ -79,7 +79,7 @@ def test_a_shard_that_the_server_refuses_holds_up_no_other(tmp_path, server):
     with opened(tmp_path, server, downloads=1, remote_retries=2) as loader:
         first = first_shard(loader)
         server.faults[first] = [500] * 3
-        loader._prefetcher.advance_to(loader._sampler, 0)
+        loader._prefetchers.advance_to(loader.order.cursors(0, 0))
         wait_for(lambda: cached(tmp_path) == set(TARS) - {first})
 
 
@@ -87,7 +87,7 @@ def test_without_prefetch_only_what_is_read_is_downloaded(tmp_path, server):
     with opened(tmp_path, server, downloads=0) as loader:
         batch = next(loader.batches(0))
         assert {TARS[sample // 4] for sample in batch.samples.tolist()} <= cached(tmp_path)
-        _, window = loader._sampler.window(0)
+        _, window = loader.order.pass_of(0, 0).window(0)
         threading.Event().wait(0.3)
         assert cached(tmp_path) <= {TARS[number] for number in window}
     assert len(server.requests) < 2 * len(TARS)

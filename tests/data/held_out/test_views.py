@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from motionmae.config import ClipConfig, Config, MultiviewTestConfig
-from motionmae.evaluation.views import clip_views, crop_starts, cut_views, dense_views, segment_views
+from motionmae.data.held_out.views import clip_views, crop_starts, cut_views, dense_views, segment_views
 
 LENGTHS = [1, 2, 15, 16, 17, 31, 32, 33, 61, 64, *np.random.default_rng(0).integers(1, 3000, 1000).tolist()]
 

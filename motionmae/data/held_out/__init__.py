@@ -1,0 +1,1 @@
+"""Held-out videos: views of a test, reading ahead, and checks of held-out shards."""

@@ -1,0 +1,1 @@
+"""Several folders of shards as one stream of samples, with stated shares."""

@@ -1,0 +1,1 @@
+"""Validation while training: accuracy of fine-tuning, losses of the decoder heads, k-NN; the best checkpoint."""

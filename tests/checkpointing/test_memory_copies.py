@@ -1,0 +1,155 @@
+"""Memory copies on real ranks. A folder takes the place of each node's /dev/shm."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from motionmae.checkpointing.memory_copies import Ring
+from motionmae.config import Config
+from motionmae.runs.checkpoint_store import CheckpointStore
+from motionmae.runs.directory import RunFolder
+from motionmae.runs.events import read_rows
+from motionmae.training.setup import run_training
+from tests.training.launch import Ranks, run_ranks, wait_until
+from tests.training.memory_workers import copy_all, copy_until_full, load_all_copies, pretrain_on_nodes
+from tests.training.shards import STEPS, make_shards, tiny_run
+
+STAGES = [0, 1, 2, 3]
+
+
+def test_shares_travel_in_a_ring_over_the_nodes():
+    even = [Ring.find(rank, ["a", "a", "b", "b", "c", "c"]) for rank in range(6)]
+    assert [each.receiver for each in even] == [2, 3, 4, 5, 0, 1]
+    assert [each.senders for each in even] == [(4,), (5,), (0,), (1,), (2,), (3,)]
+    assert [each.node for each in even[:3]] == [(0, 1), (0, 1), (2, 3)]
+    uneven = [Ring.find(rank, ["a", "b", "a", "a"]) for rank in range(4)]  # ranks in any order
+    assert [each.receiver for each in uneven] == [1, 0, 1, 1]
+    assert uneven[1].senders == (0, 2, 3)
+    assert Ring.find(1, ["a", "a"]) == Ring((0, 1), None, ())
+
+
+@pytest.fixture(scope="module")
+def copied_by_three(tmp_path_factory: pytest.TempPathFactory):
+    """Three ranks on three nodes copy 2 steps at each stage and take 2 more."""
+    folder = tmp_path_factory.mktemp("nodes")
+    return folder, run_ranks(3, copy_all, folder, 1, STAGES, 2, 2)[0]
+
+
+@pytest.mark.parametrize(("world", "lost"), [(3, None), (2, "node2"), pytest.param(1, None, marks=pytest.mark.long)])
+def test_any_number_of_ranks_reads_every_stage(copied_by_three, tmp_path: Path, world: int, lost: str | None):
+    """With the third node gone, its share is on the first; the same world continues bitwise."""
+    folder, expected = copied_by_three
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    if lost:
+        shutil.rmtree(tmp_path / lost)
+    if world == 1:  # a single node without the share of rank 1
+        with pytest.raises(AssertionError, match="found is not None"):
+            run_ranks(1, load_all_copies, tmp_path, 1, [1], 2, 2)
+        return
+    for zero, (losses, final, updates) in run_ranks(world, load_all_copies, tmp_path, 1, STAGES, 2, 2)[0].items():
+        before, weights = expected[zero]
+        exact = world == 3
+        assert losses == (before if exact else pytest.approx(before, rel=1e-6))
+        difference = max(float((weights[name] - final[name]).abs().max()) for name in final)
+        assert difference == 0 if exact else difference < 1e-6
+        assert updates == 4
+
+
+def test_a_full_memory_is_said_once_and_the_former_state_stays(tmp_path: Path):
+    answers = run_ranks(2, copy_until_full, tmp_path, 1000)
+    assert [states for states, _ in answers] == [[[1], [1], [3]]] * 2
+    (message,) = answers[0][1]
+    assert message.startswith("the state cannot be copied to memory (rank 1: the node needs ")
+    assert "and has 1e-06 GB); training continues" in message
+    assert "set checkpoint.memory_every_steps=0" in message
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+def run_of(shards: Path, folder: Path, zero: int = 1, **checkpoint: int) -> Config:
+    settings = {"every_steps": 1000, "memory_every_steps": 2, **checkpoint}
+    return tiny_run(shards, folder, checkpoint=settings, engine={"zero_stage": zero})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    config = run_of(shards, tmp_path_factory.mktemp("reference"), memory_every_steps=0)
+    run_ranks(2, run_training, config)
+    return final_state(config)
+
+
+def final_state(config: Config) -> dict[str, torch.Tensor]:
+    """All weights and moments of the last checkpoint."""
+    (newest, *_) = reversed(CheckpointStore(RunFolder(config.run_folder).checkpoints).complete())
+    assert newest.step == STEPS
+    return {f"{path.name.split('-')[0]} {name}": value for path in newest.folder.glob("*.safetensors")
+            for name, value in load_file(path).items()}  # fmt: skip
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def rows_of(config: Config, kind: str) -> list[dict]:
+    return [row for row in read_rows(RunFolder(config.run_folder).events) if row["kind"] == kind]
+
+
+def kill_before(config: Config, nodes: Path, step: int, world: int = 2, ranks_per_node: int = 1) -> None:
+    """Kill one rank by -9 while it takes ``step``, then the others."""
+    ranks = Ranks(world, pretrain_on_nodes, config, nodes, ranks_per_node, step)
+    for rank in range(world):
+        wait_until(lambda name=f"paused-{rank}": (nodes / name).exists(), "the pause")  # type: ignore[misc]
+    ranks.processes[-1].kill()
+    ranks.kill()
+
+
+def shares_on(nodes: Path, node: int) -> list[Path]:
+    return sorted((nodes / f"node{node}").glob("*/*/*/share-*.json"))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("disaster", ["none", "node 0 lost", "a copy damaged"])
+def test_a_killed_run_continues_from_memory_bitwise(
+    shards: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path, disaster: str
+):
+    """7 steps were taken when a rank is killed. One is lost, of at most 2."""
+    config = run_of(shards, tmp_path / "runs", zero=2 if disaster == "none" else 1)
+    kill_before(config, tmp_path, 8)
+    assert [len(shares_on(tmp_path, node)) for node in (0, 1)] == [2, 2]
+    if disaster == "node 0 lost":
+        shutil.rmtree(tmp_path / "node0")
+    elif disaster == "a copy damaged":
+        (victim,) = (tmp_path / "node0").glob("*/*/*/optimizer-00000-*")
+        flip(victim)
+    assert run_ranks(2, pretrain_on_nodes, config, tmp_path) == ["FINISHED"] * 2
+    (resume,) = rows_of(config, "resume")
+    assert (resume["step"], resume["source"]) == (6, "memory")  # step 7 is done again
+    damaged = [row["reason"] for row in rows_of(config, "checkpoint_damaged")]
+    assert len(damaged) == (disaster == "a copy damaged")
+    assert_same(final_state(config), undisturbed)
+    assert [path for node in (0, 1) for path in (tmp_path / f"node{node}").rglob("*")] == []  # freed at the end
+
+
+def test_both_copies_damaged_fall_back_to_the_disk(shards: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path):
+    config = run_of(shards, tmp_path / "runs", every_steps=4, memory_every_steps=3)
+    kill_before(config, tmp_path, 8)
+    for node in (0, 1):
+        (victim,) = (tmp_path / f"node{node}").glob("*/*/*/model-00001-*")
+        flip(victim)
+    assert run_ranks(2, pretrain_on_nodes, config, tmp_path) == ["FINISHED"] * 2
+    (resume,) = rows_of(config, "resume")
+    assert (resume["step"], resume["source"]) == (4, "disk")
+    assert len(rows_of(config, "checkpoint_damaged")) == 2
+    assert_same(final_state(config), undisturbed)
