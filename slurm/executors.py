@@ -10,6 +10,7 @@ from pathlib import Path
 from submitit.slurm.slurm import SlurmExecutor
 
 from motionmae.config import Config
+from motionmae.distributed.rendezvous import INTERFACE_VARIABLE, SUFFIX_VARIABLE
 from slurm.sbatch import check_environment, check_options, requested_resources
 
 
@@ -33,6 +34,11 @@ def job_environment(config: Config, code: Path, cluster: str, site: Mapping[str,
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
         "NCCL_DEBUG": "WARN",
         **config.engine.environment,
+        **{
+            name: value
+            for name, value in ((SUFFIX_VARIABLE, launch.master_suffix), (INTERFACE_VARIABLE, launch.master_interface))
+            if value
+        },
     }
     if cluster == "local":
         defaults["GLOO_SOCKET_IFNAME"] = "lo"
@@ -51,7 +57,7 @@ class TrainingExecutor(SlurmExecutor):
     """
 
     def __init__(
-        self, config: Config, folder: Path, code: Path, extra: Mapping[str, str], environment: Mapping[str, str]
+        self, config: Config, folder: Path, code: Path, extra: Mapping[str, str | bool], environment: Mapping[str, str]
     ) -> None:
         launch = config.launch
         super().__init__(folder, max_num_timeout=launch.max_timeouts)
@@ -60,13 +66,15 @@ class TrainingExecutor(SlurmExecutor):
         check_environment(variables)
         options = {"job-name": config.name, "output": folder, "chdir": code, **extra, **requested_resources(launch)}
         check_options(options)
+        if "gres" in extra and launch.gpu_option == "gres" and launch.gpus_per_node:
+            extra = {**extra, "gres": f"{requested_resources(launch)['gres']},{extra['gres']}"}
         self.update_parameters(
             job_name=config.name,
             signal_delay_s=launch.signal_seconds,
             stderr_to_stdout=True,
             setup=[f"export {key}={shlex.quote(value)}" for key, value in variables.items()],
-            # srun inherits neither of the first two from the script (the second since Slurm 22.05), and a site's default
-            # distribution could place the ranks on other nodes than slurm/job.py expects
+            # srun inherits neither of the first two from the script (the second since Slurm 22.05). A site's default
+            # distribution could place ranks on other nodes than slurm/job.py expects.
             srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={launch.cpus_per_task}", "--distribution=block"],
             additional_parameters={"requeue": True, "chdir": str(code), **extra},
             **requested_resources(launch),

@@ -28,7 +28,7 @@ def init_distributed(engine: EngineConfig, signals: StopSignals | None = None) -
     """Join the process group that :func:`rank_environment` describes, or use an existing group.
 
     Raises:
-        UserError: the environment does not describe a rank, the device does not exist, or another rank refuses to start.
+        UserError: the environment does not describe a rank, the device does not exist, or another rank refuses.
         Stopped: a signal of ``signals`` arrived during the wait for other ranks.
     """
     environment = rank_environment(os.environ)

@@ -11,6 +11,8 @@ from itertools import accumulate
 from motionmae.errors import UserError
 
 PREFLIGHT_OFFSET = 6_000  # from the port of training to the port of the pre-flight check; size of each port range
+INTERFACE_VARIABLE = "MOTIONMAE_MASTER_INTERFACE"
+"""Network interface of rank 0's node at which the ranks meet; read by the batch script (:mod:`slurm.batch`)."""
 SUFFIX_VARIABLE = "MOTIONMAE_MASTER_SUFFIX"
 """Appended to the name of rank 0's node, for sites whose nodes have a second name on the fast network."""
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -132,9 +134,7 @@ def _check_ranks(given: Mapping[str, str]) -> None:
     rank, world, _ = (_number(given, key) or 0 for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     master_port(given, 0)
     if rank >= world:
-        raise UserError(
-            f"RANK={rank} must be less than WORLD_SIZE={world}: start with torchrun or srun, or unset both"
-        )
+        raise UserError(f"RANK={rank} must be less than WORLD_SIZE={world}: start with torchrun or srun, or unset both")
 
 
 def _refuse_other_launchers(environment: Mapping[str, str]) -> None:

