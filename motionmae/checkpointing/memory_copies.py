@@ -181,6 +181,8 @@ class MemoryCopies:
 
     def _copy(self, staged: StagedState, position: int, base: str | None) -> None:
         try:
+            if nice := int(os.environ.get("NICE", "0")):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
             what, limit = f"copying the state of step {staged.step} to memory", self._watchdog.limits.save_seconds
             with self._watchdog.during(what, limit, thread="memory-copies"):
                 self._problem = self._write(staged, position, base)

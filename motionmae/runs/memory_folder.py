@@ -96,10 +96,10 @@ class MemoryFolder:
                     if (self.folder_of(share), share.name) == (folder, path.name):
                         yield share
 
-    def defect(self, share: Share) -> str:
-        """Return a description of the damage of a share by sizes and checksums; empty if the share is intact."""
+    def defect(self, share: Share, sizes_only: bool = False) -> str:
+        """Return a description of the damage of a share; empty if it is intact. ``sizes_only`` skips the checksums."""
         try:
-            return Checkpoint(self.folder_of(share), share.step, share.files, share.position).defect()
+            return Checkpoint(self.folder_of(share), share.step, share.files, share.position).defect(sizes_only)
         except OSError as error:
             return error.strerror or str(error)
 
@@ -129,7 +129,7 @@ def memory_folder(run: Path, identity: str) -> MemoryFolder:
         identity: identity of the run (:attr:`motionmae.runs.lease.Lease.run`). It differs where a run was deleted and
             another one has its name.
     """
-    key = hashlib.sha256(f"{run.absolute()}\n{identity}".encode(errors="surrogateescape")).hexdigest()[:16]
+    key = hashlib.sha256(f"{run.resolve()}\n{identity}".encode(errors="surrogateescape")).hexdigest()[:16]
     return MemoryFolder(ROOT / f"motionmae-{os.geteuid()}" / f"{run.name}-{key}")
 
 

@@ -23,11 +23,13 @@ from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import EventLog, Kind, Phase, process_age
+from motionmae.runs.history import RunHistory
 from motionmae.runs.lease import Lease
 from motionmae.training import nonfinite
 from motionmae.training.callbacks.base import Callback
 from motionmae.training.callbacks.metrics import StepMetrics, StepResult
 from motionmae.training.nonfinite import SkippedStep
+from motionmae.training.save_interval import SaveInterval
 from motionmae.training.state import TrainState, build_schedule, seed_step
 from motionmae.training.step_timer import StepTimer
 from motionmae.training.task import Task
@@ -63,6 +65,9 @@ class Trainer:
         self.total_steps = self.loader.steps_per_epoch * optim.epochs
         self.store = CheckpointStore(self.folder.checkpoints)
         self.checkpointer = AsyncCheckpointer(self.store, self.rank, self.lease, config.checkpoint, self.watchdog)
+        nodes = len(set(self.memory_copies.nodes))
+        history, every = RunHistory(self.folder.path), config.checkpoint.every_steps
+        self.save_interval = SaveInterval(every, self.state.step, nodes, self.rank, history)
         self.stop_requests = StopRequests(self.signals, self.folder.path, self.rank.is_rank_zero)
         self.failed_saves = 0  # since the last save that succeeded
         self.schedule = build_schedule(self.engine.optimizer, optim, self.loader.steps_per_epoch)
@@ -103,7 +108,7 @@ class Trainer:
                 self.log_step(result)
             if not self.done and self.memory_copies.is_due(self.state.step):
                 self.copy_to_memory()
-            if self.is_due(self.config.checkpoint.every_steps) or request.end or request.save:
+            if self.save_interval.is_due(self.state.step) or self.done or request.end or request.save:
                 with self.watchdog.during(f"saving step {self.state.step}", self.watchdog.limits.save_seconds):
                     self.save(request)
         reason = request.end if request.end and not self.done else EndReason.FINISHED
@@ -239,6 +244,7 @@ class Trainer:
             result = self.checkpointer.wait()
             assert result is not None
             self.log_save(replace(result, blocking=result.seconds))
+        self.save_interval.begin(self.state.step)
         self.stop_requests.clear(request)
         self.timer.enter(Phase.OTHER)
 
@@ -279,11 +285,13 @@ class Trainer:
         if result.waited > SLOW_DISK_SECONDS:
             self.log(
                 f"training waited {result.waited:.0f} s for the write of the previous checkpoint: "
-                f"raise checkpoint.every_steps (now {self.config.checkpoint.every_steps}), or use a faster disk"
+                f"raise checkpoint.every_steps (now {self.save_interval.steps}), or use a faster disk"
             )
         seconds = {"seconds": result.seconds, "blocking": result.blocking, "waited": result.waited}
         path, size = result.checkpoint.folder.name, result.checkpoint.bytes
         self.newest_saved = path
+        if result.blocking < result.seconds:  # not the last save, for which training waits
+            self.save_interval.add(result)
         self.events.event(Kind.CHECKPOINT, result.step, path=path, bytes=size, **seconds)
         for callback in self.callbacks:
             callback.on_save(result.step)

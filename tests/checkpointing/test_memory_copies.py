@@ -14,7 +14,14 @@ from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import read_rows
 from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks, wait_until
-from tests.training.memory_workers import copy_all, copy_until_full, load_all_copies, pretrain_on_nodes
+from tests.training.memory_workers import (
+    choose_states,
+    copy_all,
+    copy_until_full,
+    load_all_copies,
+    pretrain_on_nodes,
+    roll_back_and_die,
+)
 from tests.training.shards import STEPS, make_shards, tiny_run
 
 STAGES = [0, 1, 2, 3]
@@ -153,3 +160,56 @@ def test_both_copies_damaged_fall_back_to_the_disk(shards: Path, undisturbed: di
     assert (resume["step"], resume["source"]) == (4, "disk")
     assert len(rows_of(config, "checkpoint_damaged")) == 2
     assert_same(final_state(config), undisturbed)
+
+
+def test_which_state_a_resume_takes(tmp_path: Path):
+    (chosen,) = run_ranks(1, choose_states, tmp_path)
+    assert chosen == {
+        "the newest": (12, 2),
+        "older than the disk": None,
+        "as new as the disk": (8, 1),
+        "no checkpoint on disk": (3, 1),
+        "a share is missing": (7, 1),
+        "another attempt trained on from before": (7, 1),
+        "another attempt began at this state": (12, 2),
+        "the checkpoint before it was deleted": None,
+        "the checkpoint before it is damaged": (12, 2),
+        "the checkpoint before it is there": (12, 2),
+    }
+
+
+def test_a_run_that_is_stopped_or_starts_anew_leaves_no_copies_behind(shards: Path, tmp_path: Path):
+    config = run_of(shards, tmp_path / "runs", memory_every_steps=1)
+    kill_before(config, tmp_path, 4, world=1)
+    assert len(shares_on(tmp_path, 0)) == 1
+    changed = config.updated(
+        {"optim.base_lr": 0.03}
+    )  # nothing is on disk: other settings are allowed, without the copy
+    ranks = Ranks(1, pretrain_on_nodes, changed, tmp_path)
+    assert ranks.results() == ["FINISHED"]
+    assert "the copy of step 3 in memory is not used: " in ranks.output()
+    assert rows_of(config, "resume") == []
+    other = run_of(shards, tmp_path / "other", memory_every_steps=1)
+    RunFolder(other.run_folder).create()
+    (other.run_folder / "stop").touch()
+    assert run_ranks(1, pretrain_on_nodes, other, tmp_path) == ["STOPPED"]
+    assert [path for path in (tmp_path / "node0").rglob("*") if path.is_file()] == []
+
+
+def test_a_new_run_of_the_same_name_does_not_take_the_copies_of_the_deleted_one(shards: Path, tmp_path: Path):
+    config = run_of(shards, tmp_path / "runs", memory_every_steps=1)
+    kill_before(config, tmp_path, 4, world=1)
+    shutil.rmtree(config.run_folder)
+    assert run_ranks(1, pretrain_on_nodes, config, tmp_path) == ["FINISHED"]
+    assert rows_of(config, "resume") == []
+
+
+def test_a_rollback_discards_the_copies_before_it(shards: Path, tmp_path: Path):
+    """The copy of step 15 has ten bad steps. A run that is killed after the rollback must not return to it."""
+    checkpoint = {"every_steps": 4, "memory_every_steps": 3}
+    config = tiny_run(shards, tmp_path / "runs", optim={"epochs": 8}, checkpoint=checkpoint)
+    assert run_ranks(1, roll_back_and_die, config, tmp_path) == [(4, 16, [])]
+    assert run_ranks(1, pretrain_on_nodes, config, tmp_path) == ["FINISHED"]
+    (resume,) = rows_of(config, "resume")
+    assert (resume["step"], resume["source"]) == (4, "disk")
+    assert CheckpointStore(RunFolder(config.run_folder).checkpoints).complete()[-1].position == 24 + 12

@@ -89,6 +89,7 @@ _NODE_SCRIPT = """\
 set -e
 hostname {name}
 mount --bind {folder}/hosts /etc/hosts
+mount -t tmpfs -o mode=1777 shm /dev/shm
 until [ -e /proc/sys/net/ipv4/conf/eth0 ]; do sleep 0.05; done
 ip link set lo up
 ip addr add {address}/24 dev eth0
