@@ -12,7 +12,7 @@ from motionmae.errors import UserError
 
 PREFLIGHT_OFFSET = 6_000  # from the port of training to the port of the pre-flight check; size of each port range
 INTERFACE_VARIABLE = "MOTIONMAE_MASTER_INTERFACE"
-"""Network interface of rank 0's node at which the ranks meet; read by the batch script (:mod:`slurm.batch`)."""
+"""Network interface of rank 0's node at which the ranks meet after the pre-flight check (:mod:`slurm.preflight`)."""
 SUFFIX_VARIABLE = "MOTIONMAE_MASTER_SUFFIX"
 """Appended to the name of rank 0's node, for sites whose nodes have a second name on the fast network."""
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 
 import torch.distributed as dist
 
@@ -233,5 +234,5 @@ def _connect(host: str, port: int, rank: int, world: int, timeout: timedelta) ->
                 "to an address of rank 0's node, or start on nodes that know each other's names"
             )
         word = f"rank {rank} has been waiting for rank 0 at {host}:{port} ({reason})"
-        if wait.pause(lambda word=word: word):
+        if wait.pause(partial(str, word)):
             raise dist.DistNetworkError(f"rank 0 does not answer at {host}:{port} within {timeout} ({reason})")
