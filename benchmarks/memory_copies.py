@@ -47,9 +47,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_config(arguments.config, ["launch.gpus_per_node=0", *arguments.overrides])
     with distributed(config.engine) as rank:
         folder = Path(broadcast_object(tempfile.mkdtemp(dir=memory_folder.ROOT) if rank.is_rank_zero else None))
-        if arguments.one_machine:
-            memory_folder.ROOT = folder / f"node{rank.rank}"
-            memory_folder.ROOT.mkdir()
+        memory_folder.ROOT = folder / (f"node{rank.rank}" if arguments.one_machine else "node")
+        memory_folder.ROOT.mkdir(parents=True, exist_ok=True)
         try:
             task = Pretraining(config)
             model = task.build_model(None, None)  # type: ignore[arg-type]

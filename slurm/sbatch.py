@@ -19,9 +19,10 @@ _OPTIONS = {name: name.replace("_", "-") for name in LaunchConfig.model_fields}
 _TEXTS = {name for name, field in LaunchConfig.model_fields.items() if field.annotation is str}
 """Keys of `launch` with free text, which must be quoted as YAML."""
 _NOT_PASSED_ON = {
-    "signal_seconds", "max_timeouts", "max_retries", "preflight_seconds", "gpus_per_node", "gpu_type", "gpu_option",
-    "master_interface", "master_suffix",
-}  # fmt: skip
+    *("signal_seconds", "max_timeouts", "max_retries", "chain", "preflight_seconds"),
+    *("spares", "min_nodes", "standby", "heartbeat_seconds"),
+    *("gpus_per_node", "gpu_type", "gpu_option", "master_interface", "master_suffix"),
+}
 """Keys of `launch` that are not options of sbatch with the same name and value."""
 _RESOURCES = [name for name in LaunchConfig.model_fields if name not in _NOT_PASSED_ON]
 _GPUS = "--gpus-per-node NUMBER or TYPE:NUMBER, and launch.gpu_option for sites that take only gres or gpus-per-task"
