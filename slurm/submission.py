@@ -105,7 +105,7 @@ def submit_links(arguments: argparse.Namespace, site: Site, config: Config, fold
     They exclude no node of the run: those that begin do that (:mod:`slurm.batch.excluded_nodes`).
     """
     options = further_options(arguments, site)
-    options["dependency"] = chain.dependency_of_link(options.get("dependency", ""))
+    options["dependency"] = chain.dependency_of_link(str(options.get("dependency", "")))
     environment = dict(site.environment) | {chain.LINK_VARIABLE: "1"}
     executor = TrainingExecutor(config, folder, code, options, environment)
     for number in range(1, config.launch.chain + 1):
