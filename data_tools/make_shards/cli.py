@@ -53,6 +53,8 @@ examples:
   Kinetics-600 and 700, Moments, Diving48, Jester, ActivityNet, HACS, EPIC-KITCHENS: the table in docs/data.md
   long videos, in segments of ten seconds that are samples of their own (docs/data.md):
     motionmae shards make folder --videos EGO4D --out data/ego4d --segment-seconds 10
+  pictures beside videos, each a clip without motion (docs/data.md):
+    motionmae shards make folder --videos PICTURES --out data/pictures --images
   any folder: with train.csv / val.csv ("path label" lines), with class folders, or flat:
     motionmae shards make folder --videos VIDEOS --out data/mine
 
@@ -80,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     frame("--clips", type=int, default=frames.clips, help="stored windows of each video (%(default)s: the whole video)")
     frame("--window", type=int, default=frames.window, help="source frames of a window (%(default)s)")
     frame("--segment-seconds", type=float, default=0, metavar="S", help="cut videos into samples of S seconds (whole)")
+    frame("--images", action="store_true", help="folder: also store pictures, as samples of one frame (docs/data.md)")
     frame("--flow", type=int, default=frames.flow, metavar="FRAMES", help="distance of stored optical flow (none)")
     frame("--samples-per-shard", type=int, help="videos or segments per shard (64, or fewer videos to get 16 shards)")
     frame("--seed", type=int, default=0, help="seed of the order of videos (%(default)s)")
@@ -104,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     frames = FrameSettings(**{item.name: _value(arguments, item.name) for item in fields(FrameSettings)})
     dataset, out = arguments.dataset, arguments.out
     try:
-        split = read_split(dataset, arguments.videos, arguments.annotations, arguments.split, exclude=out)
+        split = read_split(dataset, arguments.videos, arguments.annotations, arguments.split, out, arguments.images)
         plan = make_plan(dataset, split, frames, arguments.seed, arguments.samples_per_shard)
         write_or_check_plan(plan, out)
         return _make(plan, arguments)

@@ -138,7 +138,11 @@ def make_plan(
         **asdict(frames),
         "format_version": FORMAT_VERSION,
     }
-    for name in ("chroma", "segment_seconds"):  # absent in plans of earlier versions, whose folders can be continued
+    for name in (
+        "chroma",
+        "segment_seconds",
+        "images",
+    ):  # absent in plans of earlier versions, whose folders can be continued
         if settings[name] == getattr(FrameSettings, name):
             del settings[name]
     return ShardPlan(dataset, split, frames, shards, samples_per_shard, settings, _library_versions(frames))
