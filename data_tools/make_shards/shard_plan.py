@@ -256,6 +256,19 @@ def lock_output(out: Path, part: tuple[int, int] | None = None) -> Iterator[None
         yield
 
 
+@contextlib.contextmanager
+def lock_new_output(out: Path) -> Iterator[None]:
+    """Lock a folder before its plan is made. Raise UserError if it holds tars of another origin or is in use."""
+    if not _plan_file(out).exists() and out.is_dir() and any(out.glob("*.tar")):
+        raise UserError(f"--out {out} holds tars that this command did not write: choose another folder")
+    try:
+        (out / STATE).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error}): choose another folder") from error
+    with lock_output(out):
+        yield
+
+
 def _part_locks(out: Path) -> list[tuple[Path, str]]:
     """Return the lock files of parts, each with its number of parts."""
     matches = [(path, _PART_LOCK.fullmatch(path.name)) for path in (out / STATE).iterdir()]

@@ -21,7 +21,7 @@ from concurrent.futures import CancelledError, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit
 
 import fsspec
@@ -101,6 +101,19 @@ def _file_system(scheme: str, timeout: float) -> Any:
         raise UserError(
             f"reading {scheme}:// shards needs extra packages ({error}): pip install 'motionmae[remote]'"
         ) from error
+
+
+def open_stream(location: str, timeout: float = 30.0) -> BinaryIO:
+    """Open a local file or a URL, to be read once from front to back. No location can run a program.
+
+    Raises UserError for a scheme or a form that :func:`check_url` refuses, and the errors of fsspec.
+    """
+    if not is_remote(location):
+        return Path(location).open("rb")
+    check_url(location)
+    scheme = urlsplit(location).scheme
+    block = 0 if scheme.startswith("http") else _RANGE_BYTES  # 0: one request, also for servers without ranges
+    return cast(BinaryIO, _file_system(scheme, timeout).open(location, "rb", block_size=block))
 
 
 @contextlib.contextmanager

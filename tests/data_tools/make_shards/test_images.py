@@ -62,7 +62,9 @@ def test_every_picture_is_stored_upright_as_pillow_shows_it(pictures: Path, shar
         image = ImageOps.exif_transpose(Image.open(pictures / source)).convert("RGB")
         left, top = (image.width - 40) // 2, (image.height - 40) // 2
         expected = np.asarray(image.crop((left, top, left + 40, top + 40))).astype(int)
-        assert np.abs(frames[0].numpy().astype(int) - expected).mean() < (8 if "palette" in source else 3), source
+        assert np.abs(frames[0].numpy().astype(int) - expected).mean() < 12, (
+            source
+        )  # chroma is subsampled; a wrong turn gives 40
     rows = (shards / "quarantine.jsonl").read_text()
     assert "false.png" in rows
     assert "refused_format" in rows
