@@ -14,6 +14,7 @@ again, and the run finds its newest checkpoint by itself.
 
 import os
 import signal
+import subprocess
 import sys
 import traceback
 
@@ -24,9 +25,13 @@ from submitit.helpers import Checkpointable
 from motionmae.config import Config
 from motionmae.distributed.rendezvous import training_port
 from motionmae.errors import UserError
+from motionmae.runs import events
+from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason, classify_error
-from motionmae.text import LINES, say
+from motionmae.text import LINES, join_lines, say
 from slurm import scontrol
+from slurm.batch.chain import Chain
+from slurm.batch.member import Membership, join, take_place
 from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, stop_with_controller
 
 
@@ -56,7 +61,24 @@ class TrainJob(Checkpointable):
 
     def __call__(self) -> str:
         """Run one attempt on this rank. Return the end reason if the run finished, else exit with the reason's code."""
+        membership = join()
+        try:
+            reason = self.run(membership)
+        except SystemExit as exit_:
+            if membership:
+                membership.leave(int(exit_.code or 0))
+            raise
+        if membership:
+            membership.leave(0)
+        return reason
+
+    def run(self, membership: Membership | None) -> str:
+        """Take a place in the attempt and train. A process of a standby step waits for its place here."""
         environment = submitit.JobEnvironment()
+        if membership:
+            take_place(membership.wait(lambda: prepare(self.config)))
+            if membership.standby:
+                become_rank(environment)
         os.environ.update(rendezvous(environment))
         if environment.cluster == "local":
             stop_with_controller()
@@ -71,6 +93,7 @@ class TrainJob(Checkpointable):
                 if environment.cluster == "slurm":
                     self.preflight(environment)
                 with monitoring_sinks(self.config) as sinks:
+                    sinks = [*sinks, membership] if membership else sinks
                     reason = run_training(self.config, signals=signals, sinks=sinks)
             except Exception as error:
                 if isinstance(error, UserError):
@@ -83,8 +106,13 @@ class TrainJob(Checkpointable):
                     sys.exit(0)  # rank 0 decides for the job; a failing status here could end the job before that
                 if reason is EndReason.STOPPED or (reason is EndReason.TERMINATED and not is_preempted(environment)):
                     sys.exit(reason.exit_code)
+                if environment.cluster == "slurm" and self.chain(environment).goes_on_without():
+                    sys.exit(EndReason.PREEMPTED.exit_code)
                 requeue(signals.former[signal.SIGUSR2])
         return reason.value
+
+    def chain(self, environment: submitit.JobEnvironment) -> Chain:
+        return Chain(RunFolder(self.config.run_folder), environment.job_id)
 
     def preflight(self, environment: submitit.JobEnvironment) -> None:
         """Check device, storage and network; exit with BAD_NODE or LOST_PEERS if a check fails."""
@@ -102,10 +130,32 @@ class TrainJob(Checkpointable):
         except BadNode as error:
             abort(EndReason.BAD_NODE, f"node {nodes[environment.global_rank]} failed: {error}")
         except Unreachable as error:
-            attempt = Attempt(job=environment.job_id, restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0))
             for node in error.nodes:
-                AttemptLog(run).log_failure(attempt, EndReason.BAD_NODE, 0, node)
+                AttemptLog(run).log_failure(Attempt.begin(0), EndReason.BAD_NODE, 0, node)
             abort(EndReason.LOST_PEERS, str(error))
+
+
+def prepare(config: Config) -> None:
+    """Do what a rank can do before it knows its place: import the slow packages and open the shards."""
+    import torch
+
+    from motionmae.data.open_shards import load_sources
+    from motionmae.engine.deepspeed_engine import import_deepspeed
+    from motionmae.training.setup import make_task
+
+    import_deepspeed(torch.device("cuda" if config.engine.device == "cuda" else "cpu"))
+    make_task(config)
+    load_sources(config.data)
+
+
+def become_rank(environment: submitit.JobEnvironment) -> None:
+    """Write to the log of the rank whose place this standby process has taken, and count its age from now."""
+    for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+        stream.flush()
+        log = os.open(environment.paths.stdout, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.dup2(log, descriptor)
+        os.close(log)
+    events.count_age_from_now()
 
 
 def is_preempted(environment: submitit.JobEnvironment) -> bool:
@@ -122,3 +172,6 @@ def requeue(handler: object) -> None:
     except UncompletedJobError as error:
         say(f"error: {error} (launch.max_timeouts): submit the run again", file=sys.stderr)
         sys.exit(EndReason.USER_ERROR.exit_code)
+    except (OSError, subprocess.SubprocessError) as error:  # the batch script tries it, too
+        say(f"this node cannot requeue the job: {join_lines(error)}")
+        sys.exit(EndReason.PREEMPTED.exit_code)

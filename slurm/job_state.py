@@ -9,15 +9,16 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
+from submitit.core.utils import JobPaths
 
 from motionmae import locks
-from motionmae.config.text_types import JobId, OneLine
+from motionmae.config.text_types import HostList, JobId, OneLine
 from motionmae.errors import UserError
 from motionmae.files import FileTail, write_json
 from motionmae.json_text import InvalidJsonError, load_json
@@ -41,6 +42,20 @@ class JobRecord:
     code: OneLine  # folder of the code snapshot
     submitted: float  # seconds since the epoch
     exit_code: int | None = None  # of a local job that has ended; Slurm stores the exit codes of its own jobs
+    exclude: HostList = ""  # nodes that the user excluded (`launch.exclude`)
+    chain: tuple[JobId, ...] = ()  # with `launch.chain`: the submission's jobs in order, also those that have ended
+    links: int = 0  # jobs that shall wait behind the run's job (`launch.chain`)
+    step: int = 0  # of the newest checkpoint when the run's job began, if it is a link of the chain
+    stalled: int = 0  # links that have begun without a new checkpoint, one after the other
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """The jobs of the chain behind ``job_id``."""
+        return self.chain[self.chain.index(self.job_id) + 1 :] if self.job_id in self.chain else ()
+
+    def at(self, job_id: str) -> "JobRecord":
+        """Return the record with another job of the chain as the run's job."""
+        return replace(self, job_id=job_id, log=rank_zero_log(Path(self.log).parent, job_id))
 
     def write(self, run: Path) -> None:
         write_json(run / "job.json", asdict(self))
@@ -58,9 +73,29 @@ class JobRecord:
             ) from error
 
 
+def rank_zero_log(folder: Path, job_id: str) -> str:
+    """Return the path of rank 0's log, locally and on Slurm. All attempts of the job write to it."""
+    return str(JobPaths(folder, job_id, 0).stdout)
+
+
 def state_of(record: JobRecord, run: Path) -> JobState:
     """Query a job's state from Slurm, or from the lock of a local job. Raises UserError if Slurm does not answer."""
-    return find_job(record.job_id) if record.cluster == "slurm" else _local_state(run)
+    return current_job(record, run)[1]
+
+
+def current_job(record: JobRecord, run: Path) -> tuple[JobRecord, JobState]:
+    """Return the record at the job of its chain that is active, else at the last one that began, with the job's state.
+
+    Raises UserError if Slurm does not answer.
+    """
+    current = record, find_job(record.job_id) if record.cluster == "slurm" else _local_state(run)
+    for job_id in record.waiting:
+        if current[1].active:
+            break
+        state, link = find_job(job_id), record.at(job_id)
+        if state.active or Path(link.log).exists():
+            current = link, state
+    return current
 
 
 @contextmanager
@@ -95,24 +130,34 @@ def follow(record: JobRecord, run: Path) -> int:
     Ctrl-C raises KeyboardInterrupt and leaves the job running.
     """
     tail = FileTail(Path(record.log))
-    previous: JobState | None = None
+    previous: tuple[str, JobState] | None = None
     polled = -1e9
     while True:
         say(tail.new_text(), keep=_LOG, end="")
         if time.monotonic() - polled > _STATE_SECONDS[record.cluster]:
             polled = time.monotonic()
             try:
-                state = state_of(record, run)
-                if state != previous:
+                link, state = current_job(_newest(record, run), run)
+                if link.log != record.log:  # the next job of the chain continues the run
+                    say(tail.new_text(), keep=_LOG, end="")
+                    tail = FileTail(Path(link.log))
+                record = link
+                if (record.job_id, state) != previous:
                     say(_describe(record, state))
                 elif not state.active:  # twice in a row: a job looks ended during a requeue
                     say(tail.new_text(), keep=_LOG, end="")
                     return _exit_status(record, state)
-                previous = state
+                previous = record.job_id, state
             except UserError as error:  # Slurm does not answer
                 say(f"-- {error}")
-                previous = previous if previous and previous.active else None
+                previous = previous if previous and previous[1].active else None
         time.sleep(_LOG_SECONDS)
+
+
+def _newest(record: JobRecord, run: Path) -> JobRecord:
+    """Read the record again: a job of a chain submits further jobs."""
+    newest = JobRecord.read(run)
+    return newest if newest is not None and record.job_id in newest.chain else record
 
 
 def _describe(record: JobRecord, state: JobState) -> str:

@@ -20,12 +20,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from submitit.core.utils import JobPaths
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, Controller, LocalExecutor, LocalJob
 
 from motionmae.config import LaunchConfig
 from motionmae.text import say
-from slurm.job_state import JobRecord
+from slurm.job_state import JobRecord, rank_zero_log
 
 RESTARTS_VARIABLE = "MOTIONMAE_LOCAL_RESTARTS"
 """Environment variable with the number of requeues of a local job, like SLURM_RESTART_COUNT on Slurm."""
@@ -164,11 +163,6 @@ def main(folder: Path, run: Path) -> int:
     JobRecord("local", job_id, rank_zero_log(folder, job_id), str(Path.cwd()), started, status).write(run)
     say(f"ended with status {status}")
     return status
-
-
-def rank_zero_log(folder: Path, job_id: str) -> str:
-    """Return the path of rank 0's log, locally and on Slurm. All attempts of the job write to it."""
-    return str(JobPaths(folder, job_id, 0).stdout)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Ask Slurm's controller about jobs and nodes, and change jobs, on a login node or inside a job."""
 
+import os
 import re
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from submitit.slurm.slurm import _parse_node_list  # parses every form of Slurm's host lists
 
@@ -14,6 +16,7 @@ from motionmae.text import join_lines, say
 CONTROLLER_TIMEOUT = 600.0
 """Seconds to keep asking a controller that does not answer, for example because it restarts."""
 _FAILED = ("FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
+_QUEUE = ("Partition", "Account", "QOS", "Reservation")
 _ENDED = ("COMPLETED", *_FAILED, "GONE")
 
 
@@ -27,7 +30,12 @@ class JobState:
     exit_code: int | None = None  # of a job that has ended; None if unknown; 128 + signal number for a killed job
     out_of_time: bool = field(default=False, compare=False)  # the time limit has ended the job, or is ending it
     preempted: bool = field(default=False, compare=False)
+    cancelled: bool = field(default=False, compare=False)  # a person has cancelled the job, or it has just ended
     excluded: tuple[str, ...] = field(default=(), compare=False)  # nodes that the job must not use
+    batch_host: str = field(default="", compare=False)  # node of the batch script
+    seconds_left: float = field(default=float("inf"), compare=False)  # until the time limit of a running job
+    nodes: int = field(default=0, compare=False)  # number of nodes that the job needs
+    queue: dict[str, str] = field(default_factory=dict, compare=False)  # partition, account, qos, by option of sbatch
 
     @property
     def active(self) -> bool:
@@ -36,10 +44,16 @@ class JobState:
 
 
 def run_command(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a Slurm command. Its status is 127 if the command is not installed, 124 without an answer within 60 s."""
+    """Run a Slurm command. Its status is 127 if the machine has no such command, 124 without an answer within 60 s."""
+    return _run(command)
+
+
+def _run(
+    command: Sequence[str], given: str | None = None, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except FileNotFoundError:
+        return subprocess.run(command, input=given, env=environment, capture_output=True, text=True, timeout=60)
+    except (FileNotFoundError, PermissionError):
         return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not installed on this machine")
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 124, "", "no answer within 60 s")
@@ -90,8 +104,26 @@ def parse_job(line: str) -> JobState:
         _exit_code(_value(line, "ExitCode")) if name in _ENDED else None,
         out_of_time=name == "TIMEOUT" or reason == "TimeLimit",
         preempted=bool(_value(line, "PreemptTime")),
-        excluded=tuple(_parse_node_list(excluded)) if excluded else (),
+        cancelled=name in ("CANCELLED", "COMPLETING") and not reason and not _value(line, "PreemptTime"),
+        excluded=tuple(expand_nodes(excluded)),
+        batch_host=_value(line, "BatchHost"),
+        seconds_left=_seconds_until(_value(line, "EndTime")) if name == "RUNNING" else float("inf"),
+        nodes=int(re.split(r"\D", _value(line, "NumNodes"))[0] or 0),
+        queue={key.lower(): value for key in _QUEUE if (value := _value(line, key))},
     )
+
+
+def expand_nodes(host_list: str) -> list[str]:
+    """Return the names in one of Slurm's host lists; empty for an empty text."""
+    return _parse_node_list(host_list) if host_list else []
+
+
+def _seconds_until(moment: str) -> float:
+    """Return the seconds until a moment in Slurm's form; infinite if it is ``Unknown`` or ``UNLIMITED``."""
+    try:
+        return datetime.fromisoformat(moment).timestamp() - time.time()
+    except ValueError:
+        return float("inf")
 
 
 def _value(line: str, key: str) -> str:
@@ -126,6 +158,43 @@ def update(job_id: str, changes: Mapping[str, str]) -> bool:
     return run_command("scontrol", "update", f"JobId={job_id}", *settings).returncode == 0
 
 
+def waiting_jobs(name: str) -> list[str]:
+    """Return the IDs of this user's waiting jobs of a name."""
+    return run_command("squeue", "-h", "--me", "-n", name, "-t", "PENDING", "-o", "%i").stdout.split()
+
+
+def cancel(*job_ids: str) -> bool:
+    """Cancel jobs; return False if Slurm refuses."""
+    return run_command("scancel", *job_ids).returncode == 0
+
+
+def submit_script(script: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Submit a batch script; its job ID is on standard output. ``options`` take precedence over those of the script.
+
+    Inside a job, sbatch would hand all variables to the new job, and Slurm does not overwrite each of them there, for
+    example SLURM_RESTART_COUNT. The new job therefore gets none of the job's own variables.
+    """
+    inside = "SLURM_JOB_ID" in os.environ
+    outer = {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not key.startswith("SLURM")}
+    done = _run(["sbatch", "--parsable", *options], script, outer if inside else None)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.strip().partition(";")[0], done.stderr)
+
+
+def batch_script(job_id: str) -> str:
+    """Return the script that a job was submitted with; empty if Slurm does not give it."""
+    shown = run_command("scontrol", "write", "batch_script", job_id, "-")
+    return shown.stdout if shown.returncode == 0 else ""
+
+
+def could_start(script: str, excluded: Sequence[str]) -> bool:
+    """Return whether Slurm could start a job with this script on other nodes than those excluded.
+
+    Slurm counts the nodes that are up, also those that are busy now, and knows what the script requires of them
+    (partition, features, GPUs, memory). The answer takes milliseconds and queues nothing.
+    """
+    return submit_script(script, "--test-only", f"--exclude={','.join(excluded)}").returncode == 0
+
+
 def down_nodes(nodes: Sequence[str]) -> dict[str, str]:
     """Return the nodes that Slurm found dead or an administrator set down, each with Slurm's reason."""
     found = {}
@@ -138,5 +207,6 @@ def down_nodes(nodes: Sequence[str]) -> dict[str, str]:
 
 
 def usable_nodes(partition: str) -> list[str]:
+    """Return the nodes of a partition that are up."""
     states = "idle,mixed,alloc,comp,resv"
     return run_command("sinfo", "-h", "-N", "-p", partition, "-r", "-t", states, "-o", "%N").stdout.split()

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from submitit.core.utils import FailedJobError
@@ -22,10 +23,11 @@ from motionmae.runs.events import Kind, append_row
 from motionmae.text import LINES, join_lines, say
 from slurm import code_snapshot, sbatch
 from slurm.attempt_log import AttemptLog
+from slurm.batch import chain, excluded_nodes
 from slurm.executors import TrainingExecutor, job_environment, log_folder
 from slurm.job import TrainJob
-from slurm.job_state import JobRecord, follow, state_of, submission_lock
-from slurm.local_executor import DetachedLocalExecutor, rank_zero_log
+from slurm.job_state import JobRecord, current_job, follow, rank_zero_log, submission_lock
+from slurm.local_executor import DetachedLocalExecutor
 
 ROOT = Path(__file__).resolve().parents[1]
 _DESCRIPTION = "Submit a pre-training or fine-tuning run to Slurm, or start it on this machine."
@@ -97,6 +99,23 @@ def slurm_executor(
     return TrainingExecutor(config, folder, code, further_options(arguments, site), site.environment)
 
 
+def submit_links(arguments: argparse.Namespace, site: Site, config: Config, folder: Path, code: Path) -> Iterator[str]:
+    """Submit the jobs that wait behind the run's job, and yield their IDs. Where Slurm refuses one, no more follow.
+
+    They exclude no node of the run: those that begin do that (:mod:`slurm.batch.excluded_nodes`).
+    """
+    options = further_options(arguments, site)
+    options["dependency"] = chain.dependency_of_link(options.get("dependency", ""))
+    environment = dict(site.environment) | {chain.LINK_VARIABLE: "1"}
+    executor = TrainingExecutor(config, folder, code, options, environment)
+    for number in range(1, config.launch.chain + 1):
+        try:
+            yield executor.submit(TrainJob(config)).job_id
+        except FailedJobError as error:
+            say(f"note: Slurm refused job {number} of {config.launch.chain} behind the run's job: {join_lines(error)}")
+            return
+
+
 def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
     """Print the sbatch script, the resolved config and the estimate. Write nothing."""
     from motionmae.commands.plan import default_assumptions, print_plan
@@ -151,7 +170,7 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, before: Jo
     run folder holds files of another origin, or Slurm refuses the job.
     """
     check_inputs(config, arguments)
-    run = config.run_folder
+    run, launch = config.run_folder, config.launch
     RunFolder(run).refuse_foreign()
     with submission_lock(run) as lock:
         if JobRecord.read(run) != before:
@@ -165,7 +184,7 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, before: Jo
         executor: TrainingExecutor | DetachedLocalExecutor
         if arguments.cluster == "local":
             environment = job_environment(config, code, "local")
-            executor = DetachedLocalExecutor(folder, run, code, config.launch, environment, lock)
+            executor = DetachedLocalExecutor(folder, run, code, launch, environment, lock)
         else:
             executor = slurm_executor(arguments, site, config, folder, code)
         # goodput computes the time in the queue from this event
@@ -176,8 +195,15 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, before: Jo
             raise UserError(
                 f"Slurm refused the job ({join_lines(error)}): correct the partition, account or limits"
             ) from error
-        record = JobRecord(arguments.cluster, job_id, rank_zero_log(folder, job_id), str(code), time.time())
+        record = JobRecord(
+            arguments.cluster, job_id, rank_zero_log(folder, job_id), str(code), time.time(), exclude=launch.exclude
+        )
+        if arguments.cluster == "slurm" and launch.chain:
+            links = submit_links(arguments, site, config, folder, code)
+            record = replace(record, chain=(job_id, *links), links=launch.chain)
         record.write(run)
+    if arguments.cluster == "slurm" and AttemptLog(run).excluded_nodes():
+        excluded_nodes.review(run, job_id)
     return record
 
 
@@ -188,12 +214,14 @@ def describe(record: JobRecord, run: Path, argv: Sequence[str]) -> list[str]:
     command = shlex.join([*program, *_resume_argv(argv)])
     on_slurm = record.cluster == "slurm"
     stop, preempt = ("scancel", "scancel --signal=USR2") if on_slurm else ("kill -TERM", "kill -USR2")
+    behind = f", then {', '.join(record.waiting)}" if record.waiting else ""
+    stop = f"{stop} {' '.join([record.job_id, *record.waiting])}"
     lines = {
-        "job": f"{record.job_id} ({record.cluster})",
+        "job": f"{record.job_id} ({record.cluster}){behind}",
         "run folder": str(run),
         "log": record.log,
         "follow": f"{command} --follow",
-        "stop": f"{stop} {record.job_id}   # saves a checkpoint and ends",
+        "stop": f"{stop}   # saves a checkpoint and ends",
         "preempt": f"{preempt} {record.job_id}   # saves a checkpoint, requeues itself and continues",
         "resume": command,
     }
@@ -220,14 +248,15 @@ def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, 
     """
     run = config.run_folder
     record = JobRecord.read(run)
-    if record is not None and (state := state_of(record, run)).active:
+    active, state = current_job(record, run) if record is not None else (None, None)
+    if active is not None and state is not None and state.active:
         if not arguments.follow:
             raise UserError(
-                f"{run} is already submitted as {record.cluster} job {record.job_id} ({state.name}): add --follow to "
+                f"{run} is already submitted as {active.cluster} job {active.job_id} ({state.name}): add --follow to "
                 "watch it, or choose another name=..."
             )
-        say(f"{run} is already submitted: following job {record.job_id}; nothing new is submitted")
-        return record
+        say(f"{run} is already submitted: following job {active.job_id}; nothing new is submitted")
+        return active
     if arguments.cluster == "slurm" and shutil.which("sbatch") is None:
         raise UserError("sbatch is missing on this machine: use a login node, --cluster local, or --dry-run")
     try:

@@ -13,9 +13,11 @@ the former state stays, and training continues.
 import mmap
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -38,8 +40,9 @@ from motionmae.runs.checkpoint_manifest import STATE
 from motionmae.runs.lease import Lease
 from motionmae.runs.memory_folder import MemoryFolder, Share
 
-CLOSE_SECONDS = 20.0  # time that a copy in progress has to finish after the attempt fails
+CLOSE_SECONDS = 5.0  # time that a copy in progress has to finish after the attempt fails
 SLOW_SECONDS = 1.0  # waits for the former copy that are longer than this are logged, once
+_NICE = 10
 _PIECE = 64 << 20  # bytes of one message between nodes
 _SPARE = 1.1  # memory that must be free, as a multiple of the copies that are about to be written
 
@@ -181,6 +184,7 @@ class MemoryCopies:
 
     def _copy(self, staged: StagedState, position: int, base: str | None) -> None:
         try:
+            _yield_to_training()
             what, limit = f"copying the state of step {staged.step} to memory", self._watchdog.limits.save_seconds
             with self._watchdog.during(what, limit, thread="memory-copies"):
                 self._problem = self._write(staged, position, base)
@@ -311,6 +315,13 @@ def _node_of(folder: MemoryFolder) -> str:
         return memory_folder.node_identity(folder)
     except OSError:  # no /dev/shm, as outside Linux
         return socket.gethostname()
+
+
+def _yield_to_training() -> None:
+    """Lower the priority of this thread, which Linux keeps for each thread: hashing takes a core's time."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _pieces(files: list[Tensor]) -> Iterator[Tensor]:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from motionmae.runs.checkpoint_inspect import InspectedCheckpoint
 
 _DESCRIPTION = """\
-List the checkpoints of a run, newest first, and mark the one that a resume would load. Without --verify only file sizes
-are compared with the manifest."""
+List the checkpoints of a run, newest first, and mark the one on disk that a resume would load. Without --verify only
+file sizes are compared with the manifest. On a node of the run, its memory copies are listed too: a resume on these
+nodes takes the newest complete one instead if it is as new as the disk."""
 _EPILOG = """\
 examples:
   motionmae checkpoints runs/vitb_ssv2
@@ -25,6 +26,9 @@ examples:
   motionmae checkpoints runs/vitb_ssv2 --repair
 
 exit status: 0 all checkpoints are valid or were repaired, 1 a checkpoint is damaged or unreadable, 2 an error"""
+
+
+_WRITER = (("ZeRO", "zero_stage"), ("attempt", "attempt"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from motionmae.runs.checkpoint_inspect import inspect, repair
+    from motionmae.runs.checkpoint_inspect import inspect, inspect_memory, repair
     from motionmae.runs.checkpoint_store import CheckpointStore
     from motionmae.runs.directory import RunFolder
     from motionmae.runs.lease import current_holder
@@ -49,12 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.repair and owner and not arguments.force:
         raise UserError(f"{owner}, and a repair could delete its files: stop the run, or add --force if it is dead")
     inspected = inspect(CheckpointStore(folder.checkpoints), arguments.verify or arguments.repair, _progress)
-    if inspected:
-        _show(inspected)
-    else:
+    copies = inspect_memory(folder.path, arguments.verify)
+    if inspected or copies:
+        _show([*copies, *inspected], len(copies))
+    if not inspected:
         say(f"{folder.path} has no checkpoints yet")
     if arguments.json:
-        write_json(arguments.json, [_figures(checkpoint) for checkpoint in inspected])
+        write_json(arguments.json, [_figures(checkpoint) for checkpoint in [*copies, *inspected]])
     if arguments.repair:
         links = {found.folder: found.link for found in inspected if found.link}
         deleted = [_deletion(path, links.get(path, "")) for path in repair(inspected)]
@@ -84,7 +89,8 @@ def _figures(checkpoint: "InspectedCheckpoint") -> dict[str, Any]:
     return {"name": values.pop("folder").name, **values}
 
 
-def _show(inspected: "list[InspectedCheckpoint]") -> None:
+def _show(inspected: "list[InspectedCheckpoint]", copies: int) -> None:
+    """Print a table of the memory copies on this node, which come first, and of the checkpoints."""
     from motionmae.runs.formatting import duration
     from motionmae.screen import Table, show
     from motionmae.text import cell
@@ -92,7 +98,7 @@ def _show(inspected: "list[InspectedCheckpoint]") -> None:
     table = Table()
     for heading in ("checkpoint", "step", "size", "age", "written by", "status"):
         table.add_column(heading, justify="right" if heading in ("step", "size", "age") else "left")
-    for checkpoint in inspected:
+    for number, checkpoint in enumerate(inspected):
         writer = checkpoint.writer
         status = cell(checkpoint.status.value + (f": {checkpoint.reason}" if checkpoint.reason else ""))
         if checkpoint.resumes:
@@ -100,14 +106,19 @@ def _show(inspected: "list[InspectedCheckpoint]") -> None:
         if checkpoint.best:
             status.append(cell(f" <- the best by validation ({checkpoint.best}), --step best", "bold"))
         table.add_row(
-            checkpoint.folder.name,
+            "in memory" if number < copies else checkpoint.folder.name,
             str(checkpoint.step),
             f"{checkpoint.bytes / 1e6:.1f} MB",
             duration(time.time() - checkpoint.modified),
-            f"{writer.get('world', '?')} ranks, ZeRO {writer.get('zero_stage', '?')}" if writer else "",
+            _writer_of(writer),
             status,
         )
     show(table)
+
+
+def _writer_of(writer: dict[str, Any]) -> str:
+    stage, attempt = (f", {title} {writer[key]}" if key in writer else "" for title, key in _WRITER)
+    return f"{writer.get('world', '?')} ranks{stage or attempt}" if writer else ""
 
 
 COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

@@ -3,6 +3,7 @@
 import argparse
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from motionmae.commands.app import Command, add_config_arguments, add_json_argument
@@ -10,6 +11,7 @@ from motionmae.config import Config, load_config
 from motionmae.errors import UserError
 from motionmae.files import write_json
 from motionmae.planning.gpus import DEFAULT, GPUS, PUBLISHED_MFU, USABLE, find_gpu
+from motionmae.runs.directory import RunFolder
 from motionmae.screen import Table, show
 from motionmae.text import say
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from motionmae.planning.estimate import Assumptions, Choice, Plan
     from motionmae.planning.gpus import Gpu
 
+_RATES = ("rsc1", "rsc2", "llama3")
+"""Names of :data:`motionmae.planning.checkpoint_interval.PUBLISHED_RATES`, which imports slowly."""
 LOADER_SPEED = 170.0
 """Default. It repeats :mod:`motionmae.planning.estimate`, which is too slow to import for --help."""
 _GB = 1e9
@@ -28,6 +32,7 @@ examples:
   motionmae plan --config vitl_k400 --nodes 4 --gpu a100-80
   motionmae plan --config vith_k400 --nodes 4 --gpu h100-80 engine.zero_stage=2 model.activation_checkpointing=full
   motionmae plan --config vitb_k400 --gpu a100-40 --mfu 0.35 --videos 240000 --json plan.json
+  motionmae plan --config vitl_k400 --nodes 16 --goodput --days 60 --failures llama3 --preemptions 1
 """
 
 
@@ -42,14 +47,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--videos", type=int, help="size of the training set (default: from data.shards)")
     decoded = "clips of 16 frames that one core decodes per second (default: %(default)g, from benchmarks/loader.py)"
     parser.add_argument("--loader-speed", type=float, default=LOADER_SPEED, metavar="CLIPS", help=decoded)
+    goodput = parser.add_argument_group("goodput (--goodput)")
+    simulated = "simulate failures, restarts and queue, and print the share of productive time"
+    goodput.add_argument("--goodput", action="store_true", help=simulated)
+    goodput.add_argument("--days", type=float, default=30.0, help="simulated days (default: %(default)g)")
+    rates = f"failures of 1000 nodes in a day, or a published rate: {', '.join(_RATES)} (default: {_RATES[0]})"
+    goodput.add_argument("--failures", default=_RATES[0], metavar="RATE", help=rates)
+    preempted = "preemptions a day (default: those of the history, else 0)"
+    goodput.add_argument("--preemptions", type=float, metavar="RATE", help=preempted)
+    measured = "run folder whose times are used (default: the config's own, if the run has begun)"
+    goodput.add_argument("--history", type=Path, metavar="RUN", help=measured)
+    seconds = "seconds of a step (default: of the history, else estimated)"
+    goodput.add_argument("--step-seconds", type=float, metavar="SECONDS", help=seconds)
     add_json_argument(parser, "plan")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    for flag in ("peak_tflops", "mfu", "videos", "loader_speed"):
+    for flag in ("peak_tflops", "mfu", "videos", "loader_speed", "days", "step_seconds"):
         value = getattr(arguments, flag)
         if value is not None and not 0 < value < math.inf:  # false for nan too
             raise UserError(f"--{flag.replace('_', '-')} must be a positive, finite number, not {value}")
+    if arguments.preemptions is not None and not 0 <= arguments.preemptions < math.inf:
+        raise UserError(f"--preemptions must be at least 0, not {arguments.preemptions}")
     if arguments.mfu is not None and arguments.mfu > 1:
         raise UserError(f"--mfu must be at most 1, not {arguments.mfu}: give a share of the peak, for example 0.4")
     nodes = [] if arguments.nodes is None else [f"launch.nodes={arguments.nodes}"]
@@ -60,6 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
         gpu = replace(gpu, tflops=arguments.peak_tflops or gpu.tflops)
         assumed = make_assumptions(config, gpu, arguments.mfu, arguments.loader_speed)
     figures = print_plan(config, assumed, arguments.videos)
+    if arguments.goodput:
+        figures["goodput"] = _print_goodput(config, assumed, arguments)
     if arguments.json:
         write_json(arguments.json, figures)
     return 0
@@ -95,6 +116,21 @@ def print_plan(config: Config, assumed: "Assumptions | None", videos: int | None
         "loader_cores": plan.loader_cores(assumed, config.launch.ntasks_per_node),
         "choices": [asdict(choice) for choice in choices],
     }
+
+
+def _print_goodput(config: Config, assumed: "Assumptions | None", arguments: argparse.Namespace) -> dict[str, Any]:
+    from motionmae.planning.estimate import make_plan
+    from motionmae.planning.goodput_report import GoodputOptions, report_goodput
+
+    step = arguments.step_seconds
+    if step is None and assumed:
+        plan = make_plan(config, arguments.videos)
+        step = plan.clips_per_step / plan.clips_per_second(assumed)
+    history = arguments.history or config.run_folder
+    options = GoodputOptions(arguments.days, arguments.failures, arguments.preemptions, history, step)
+    if arguments.history and not RunFolder(history).events.is_file():
+        raise UserError(f"{history} has no events.jsonl: give the folder of a run that has begun")
+    return report_goodput(config, options, given_step=arguments.step_seconds)
 
 
 def default_assumptions(config: Config) -> "Assumptions | None":
@@ -133,10 +169,21 @@ def _model_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
         ("ranks", f"{plan.ranks} ({config.launch.nodes} nodes x {config.launch.ntasks_per_node})"),
         ("clips a step", f"{plan.clips_per_step} ({videos} x {plan.ranks} ranks x {plan.accumulation} accumulation)"),
         (f"memory a {_unit(config)}", f"{plan.memory.peak / _GB:.1f} GB at its peak ({chosen})"),
+        ("host memory a node", _host_memory(config)),
         ("work a clip", f"{flops:.4g} GFLOP forward and backward, {recomputed:.4g} recomputed"),
         ("steps", steps),
         *([("samples an epoch", plan.mixture)] if plan.mixture else []),
     ]
+
+
+def _host_memory(config: Config) -> str:
+    from motionmae.planning.memory import predict_checkpoint_memory
+
+    memory = predict_checkpoint_memory(config)
+    text = f"{memory.staging / _GB:.2f} GB to stage checkpoints"
+    if memory.copies:
+        text += f", up to {memory.copies / _GB:.2f} GB of /dev/shm for memory copies"
+    return text
 
 
 def _time_rows(plan: "Plan", config: Config, assumed: "Assumptions") -> list[tuple[str, str]]:

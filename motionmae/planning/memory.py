@@ -118,6 +118,26 @@ def _message_bytes(config: Config, stage: int, trained: int) -> int:
     return buffers * FP32 * BUCKET
 
 
+@dataclass(frozen=True)
+class CheckpointMemory:
+    """Host memory of a node for checkpoints, in bytes."""
+
+    staging_once: int  # pinned copy of the state, from which checkpoints are written
+    staging: int  # with a second copy, from which memory copies are written
+    copies: int  # memory copies in /dev/shm: of its own ranks and of another node's, while new ones replace the former
+
+
+def predict_checkpoint_memory(config: Config) -> CheckpointMemory:
+    """Predict the host memory of each node for checkpoints and memory copies."""
+    nodes, checkpoint = config.launch.nodes, config.checkpoint
+    is_frozen = config.task == "finetune" and config.finetune.frozen
+    state = 0 if is_frozen else (4 if config.optim.ema_decay else 3) * FP32 * trained_parameters(config).total
+    share = -(-state // nodes)
+    kept = share if nodes == 1 else 2 * share
+    copies = bool(checkpoint.memory_steps)
+    return CheckpointMemory(share, (2 if copies else 1) * share, copies=2 * kept if copies else 0)
+
+
 def largest_micro_batch(config: Config, ranks: int, limit: float) -> int:
     """Find the largest number of videos in a rank's forward pass that fits into ``limit`` bytes; 0 if none fits."""
 

@@ -16,6 +16,8 @@ from motionmae.runs.best_checkpoint import best_in
 from motionmae.runs.checkpoint_manifest import Checkpoint, Found, defect_of
 from motionmae.runs.checkpoint_store import CheckpointStore, step_of
 from motionmae.runs.end_reason import StorageError
+from motionmae.runs.lease import run_identity
+from motionmae.runs.memory_folder import Share, memory_folder
 
 
 class CheckpointStatus(StrEnum):
@@ -27,6 +29,7 @@ class CheckpointStatus(StrEnum):
     # Storage failed to read the checkpoint. Its files may be intact: neither a resume nor a repair touches them.
     UNREADABLE = "unreadable"
     UNFINISHED = "unfinished"  # a write or deletion was interrupted or is in progress
+    PARTIAL = "partial"  # a memory copy of which this node holds a part
 
 
 class _Writer(JsonModel, extra="ignore"):
@@ -75,6 +78,28 @@ def inspect(
     renamed = [_describe(path, CheckpointStatus.DAMAGED, "renamed by a resume") for path in store.renamed_damaged()]
     unfinished = [_describe(path, CheckpointStatus.UNFINISHED) for path in store.unfinished()]
     return [*inspected, *renamed, *unfinished]
+
+
+def inspect_memory(run: Path, verify: bool) -> list[InspectedCheckpoint]:
+    """Inspect the run's memory copies on this node, newest first. The nodes of a run hold a part each."""
+    folder = memory_folder(run, run_identity(run))
+    states: dict[Path, list[Share]] = {}
+    for share in folder.shares():
+        states.setdefault(folder.folder_of(share), []).append(share)
+    inspected = []
+    for path, shares in sorted(states.items(), reverse=True):
+        defects = [defect for share in shares if (defect := folder.defect(share, sizes_only=not verify))]
+        world, step = shares[0].world, shares[0].step
+        is_whole = {share.rank for share in shares} == set(range(world))
+        status = CheckpointStatus.PARTIAL
+        if defects or is_whole:
+            intact = CheckpointStatus.VALID if verify else CheckpointStatus.COMPLETE
+            status = CheckpointStatus.DAMAGED if defects else intact
+        reason = defects[0] if defects else f"shares of {len(shares)} of {world} ranks" * (not is_whole)
+        size, modified = sum(share.bytes for share in shares), path.stat().st_mtime
+        writer = {"world": world, "attempt": shares[0].attempt}
+        inspected.append(InspectedCheckpoint(path, status, reason, step, size, modified, writer))
+    return inspected
 
 
 def repair(inspected: list[InspectedCheckpoint]) -> list[Path]:

@@ -112,6 +112,14 @@ def acquire_lease(folder: Path) -> Lease:
     return lease
 
 
+def run_identity(folder: Path) -> str:
+    """Return the identity of the run in ``folder``; empty if no attempt has begun, or lease.json cannot be read."""
+    try:
+        return load_json(folder / FILE, _Holder).run
+    except (OSError, InvalidJsonError):
+        return ""
+
+
 def current_holder(folder: Path) -> str:
     """Describe the attempt that may be writing to ``folder`` now, as a clause; empty if no attempt can be.
 

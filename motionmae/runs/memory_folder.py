@@ -35,6 +35,7 @@ ROOT = Path("/dev/shm")
 ABANDONED_SECONDS = 86_400.0
 """Copies of another run that nobody has written for so long are deleted."""
 
+_TRIES = 10
 _STATE = re.compile(r"position-(?P<position>[0-9]{8,})-attempt-(?P<attempt>[0-9]+)")
 _SHARE = re.compile(r"share-[0-9]{5,}-of-[0-9]{5,}\.json")
 _RUN = re.compile(r".+-[0-9a-f]{16}")
@@ -76,10 +77,14 @@ class MemoryFolder:
 
     def begin(self, attempt: int, position: int) -> Path:
         """Create the folder of a state for all ranks of the node, or raise an OSError."""
-        create_private(self.path.parent)
         folder = self.state_folder(attempt, position)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return folder
+        for _ in range(_TRIES):
+            create_private(self.path.parent)
+            with suppress(FileNotFoundError):  # another run that ends on this node has just removed its empty parent
+                self.path.mkdir(mode=0o700, exist_ok=True)
+                folder.mkdir(mode=0o700, exist_ok=True)
+                return folder
+        raise FileNotFoundError(f"{self.path.parent} is removed again and again")
 
     def commit(self, share: Share) -> None:
         """Write the description of a share, whose files are complete."""
@@ -96,10 +101,10 @@ class MemoryFolder:
                     if (self.folder_of(share), share.name) == (folder, path.name):
                         yield share
 
-    def defect(self, share: Share) -> str:
-        """Return a description of the damage of a share by sizes and checksums; empty if the share is intact."""
+    def defect(self, share: Share, sizes_only: bool = False) -> str:
+        """Return a description of the damage of a share; empty if it is intact. ``sizes_only`` skips the checksums."""
         try:
-            return Checkpoint(self.folder_of(share), share.step, share.files, share.position).defect()
+            return Checkpoint(self.folder_of(share), share.step, share.files, share.position).defect(sizes_only)
         except OSError as error:
             return error.strerror or str(error)
 
@@ -129,7 +134,7 @@ def memory_folder(run: Path, identity: str) -> MemoryFolder:
         identity: identity of the run (:attr:`motionmae.runs.lease.Lease.run`). It differs where a run was deleted and
             another one has its name.
     """
-    key = hashlib.sha256(f"{run.absolute()}\n{identity}".encode(errors="surrogateescape")).hexdigest()[:16]
+    key = hashlib.sha256(f"{run.resolve()}\n{identity}".encode(errors="surrogateescape")).hexdigest()[:16]
     return MemoryFolder(ROOT / f"motionmae-{os.geteuid()}" / f"{run.name}-{key}")
 
 

@@ -73,7 +73,9 @@ def survey_of(
     videos: int, frames: int, fps: float = 30, sides: tuple[int, int] = (256, 340), names: str = "ab"
 ) -> Survey:
     records = tuple(VideoRecord(f"{n}.mp4", Path(f"{n}.mp4"), n % 2) for n in range(videos))
-    return Survey(Part(records, ()), Part(records[: max(1, videos // 5)], ()), tuple(names), (frames,) * 9, fps, *sides, 0)
+    return Survey(
+        Part(records, ()), Part(records[: max(1, videos // 5)], ()), tuple(names), (frames,) * 9, fps, *sides, 0
+    )
 
 
 def config_of(survey: Survey, machine: Machine, tmp_path: Path) -> tuple[Config, Config]:

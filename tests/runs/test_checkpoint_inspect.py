@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from motionmae.__main__ import main
+from motionmae.runs import memory_folder
 from motionmae.runs.checkpoint_store import CheckpointStore, describe
 from motionmae.runs.events import Kind, LineFile
-from motionmae.runs.lease import FILE, acquire_lease
+from motionmae.runs.lease import FILE, acquire_lease, run_identity
+from motionmae.runs.memory_folder import MemoryFolder, Share
 
 WEIGHTS = "model-00000-of-00001.safetensors"
 
@@ -171,3 +173,35 @@ def test_it_needs_no_torch_and_says_what_is_no_run(run: Path, capsys: pytest.Cap
     assert subprocess.run(child, cwd=Path(__file__).parents[2], capture_output=True).returncode == 0
     assert main(["checkpoints", str(run.parent)]) == 2
     assert "is not a run folder" in capsys.readouterr().err
+
+
+def copy_to_memory(folder: MemoryFolder, step: int, ranks: range, world: int) -> Path:
+    state = folder.begin(2, step)
+    for rank in ranks:
+        path = state / f"model-{rank:05d}-of-{world:05d}.safetensors"
+        path.write_bytes(b"weights")
+        files = (describe(path),)
+        folder.commit(Share(attempt=2, position=step, step=step, rank=rank, world=world, base=None, files=files))
+    return state
+
+
+def test_memory_copies_on_this_node_are_listed(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (run.parent / "shm").mkdir()
+    monkeypatch.setattr(memory_folder, "ROOT", run.parent / "shm")
+    folder = memory_folder.memory_folder(run, run_identity(run))
+    whole = copy_to_memory(folder, 34, range(2), 2)
+    copy_to_memory(folder, 36, range(1), 2)
+    status, rows = command(run, "--verify")
+    assert status == 0
+    assert [(row["step"], row["status"], row["reason"]) for row in rows[:2]] == [
+        (36, "partial", "shares of 1 of 2 ranks"), (34, "valid", ""),
+    ]  # fmt: skip
+    assert [row["step"] for row in rows[2:]] == [30, 20, 10]
+    assert capsys.readouterr().out.count("in memory") == 2
+    (whole / "model-00001-of-00002.safetensors").write_bytes(b"weightz")
+    assert command(run)[1][1]["status"] == "complete"
+    assert command(run, "--verify")[1][1]["status"] == "damaged"
+    assert command(run, "--repair")[0] == 0  # of the checkpoints on disk only
+    assert len(list(folder.shares())) == 3

@@ -12,8 +12,8 @@ from submitit.helpers import Checkpointable
 
 from motionmae.config import load_config
 from slurm import executors
-from slurm.job_state import JobRecord, submission_lock
-from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, DetachedLocalExecutor, rank_zero_log, stop_with_controller
+from slurm.job_state import JobRecord, rank_zero_log, submission_lock
+from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, DetachedLocalExecutor, stop_with_controller
 
 ROOT = Path(__file__).resolve().parents[2]
 Starter = Callable[..., JobRecord]

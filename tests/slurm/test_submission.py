@@ -106,6 +106,7 @@ def test_every_flag_reaches_its_key() -> None:
         "--signal-seconds": "33",
         "--max-timeouts": "9",
         "--max-retries": "4",
+        "--chain": "2",
         "--preflight-seconds": "50",
         "--partition": "p",
         "--account": "a",

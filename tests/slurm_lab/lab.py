@@ -6,7 +6,7 @@ host. When the process that started the lab dies, the kernel kills the machines 
 --kill-child``), and their interfaces and mounts disappear with the namespaces.
 
 Needs root, ``apt-get install slurm-wlm munge iproute2`` and the right to make namespaces. Partition ``low`` is
-preempted by ``high``: Slurm sends the user signal, waits :data:`GRACE_SECONDS` and requeues.
+preempted by ``high``: Slurm sends the user signal, waits for the grace time, and then requeues or cancels the job.
 """
 
 import os
@@ -58,7 +58,7 @@ SelectTypeParameters=CR_CPU
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=2
 PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
+PreemptMode={preempt_mode}
 JobRequeue=1
 ReturnToService=1
 SlurmdTimeout={slurmd_timeout}
@@ -89,6 +89,7 @@ _NODE_SCRIPT = """\
 set -e
 hostname {name}
 mount --bind {folder}/hosts /etc/hosts
+mount -t tmpfs -o mode=1777 shm /dev/shm
 until [ -e /proc/sys/net/ipv4/conf/eth0 ]; do sleep 0.05; done
 ip link set lo up
 ip addr add {address}/24 dev eth0
@@ -127,10 +128,20 @@ class Lab:
         user_signal: whether a preempted job gets the signal of `sbatch --signal` (preempt_send_user_signal), else only
             SIGTERM.
         rate: bandwidth of a node's network in the notation of `tc`; empty: no limit.
+        preempt_mode: Slurm's PreemptMode. With CANCEL, a preempted job ends for good.
+        grace_seconds: time for a preempted job to end; 0: it is killed at once.
     """
 
-    def __init__(self, nodes: int = 4, user_signal: bool = True, rate: str = "") -> None:
+    def __init__(
+        self,
+        nodes: int = 4,
+        user_signal: bool = True,
+        rate: str = "",
+        preempt_mode: str = "REQUEUE",
+        grace_seconds: int = GRACE_SECONDS,
+    ) -> None:
         self.nodes, self.user_signal, self.rate = nodes, user_signal, rate
+        self.preempt_mode, self.grace_seconds = preempt_mode, grace_seconds
         self.folder = Path(
             tempfile.mkdtemp(prefix="slurm-lab-")
         )  # a short path, because a socket's path has at most 107 bytes
@@ -256,7 +267,8 @@ class Lab:
             folder=self.folder,
             head=HEAD_ADDRESS,
             nodes="\n".join(nodes),
-            grace=GRACE_SECONDS,
+            grace=self.grace_seconds,
+            preempt_mode=self.preempt_mode,
             kill_wait=KILL_WAIT_SECONDS,
             slurmd_timeout=SLURMD_TIMEOUT_SECONDS,
             user_signal="SlurmctldParameters=preempt_send_user_signal" if self.user_signal else "",

@@ -1,5 +1,6 @@
 """A training run in the lab, submitted with slurm/submit.py, and the state of its files."""
 
+import re
 import sys
 import time
 from contextlib import suppress
@@ -62,8 +63,11 @@ class TrainingRun:
         return record
 
     def job(self) -> dict[str, str]:
-        """Fields of `scontrol show job`."""
-        return self.lab.job(self.record.job_id)
+        """Fields of `scontrol show job` for the job of the chain that is active, else for the last that began."""
+        record = self.record
+        jobs = [self.lab.job(job_id) for job_id in (record.job_id, *record.waiting)]
+        active = [job for job in jobs if job.get("JobState") not in (*ENDS, "PREEMPTED", "NODE_FAIL")]
+        return [*active, jobs[0]][0]
 
     def rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """Rows of metrics.jsonl or events.jsonl."""
@@ -92,8 +96,8 @@ class TrainingRun:
 
     def finish(self) -> None:
         """Wait for the end and check that every step was logged."""
-        state = self.lab.wait_for_job(self.record.job_id, ENDS, TIMEOUT)
-        assert state == "COMPLETED", self.log()
+        self.wait(lambda: self.job().get("JobState") in ENDS, "end of the run")
+        assert self.job()["JobState"] == "COMPLETED", self.log()
         assert sorted({row["step"] for row in self.rows()}) == list(range(1, self.steps + 1))
 
     def newest_checkpoint(self) -> Checkpoint:
@@ -129,19 +133,19 @@ class TrainingRun:
 def rank_processes(lab: Lab, job_id: str) -> dict[int, int]:
     """Process ID, as seen from outside the lab, of each rank of a job's current attempt.
 
-    Ranks of an earlier attempt may survive on a node that was cut off.
+    Ranks of an earlier attempt may survive on a node that was cut off. A rank's process is named ``rank 1 #2`` in the
+    third attempt (start 2) since the job was queued; a standby process has another name.
     """
     restarts = lab.job(job_id)["Restarts"].encode()
     mine = {f"SLURM_CONF={lab.folder}/slurm.conf".encode(), f"SLURM_JOB_ID={job_id}".encode()}
-    found = {}
+    found: dict[int, dict[int, int]] = {}
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # the process has ended
+            name = re.fullmatch(r"rank (\d+) #(\d+)\n", (path / "comm").read_text())
+            if name is None:
+                continue
             variables = (path / "environ").read_bytes().split(b"\0")
-            ranks = [int(v.partition(b"=")[2]) for v in variables if v.startswith(b"SLURM_PROCID=")]
             counts = [v.partition(b"=")[2] for v in variables if v.startswith(b"SLURM_RESTART_COUNT=")] or [b"0"]
-            ours = ranks and mine <= set(variables) and counts == [restarts]
-            # The batch script and srun have these variables and the rank's command among their arguments.
-            argv = (path / "cmdline").read_bytes().split(b"\0")
-            if ours and argv[1:4] == [b"-u", b"-m", b"submitit.core._submit"]:
-                found[ranks[0]] = int(path.name)
-    return found
+            if mine <= set(variables) and counts == [restarts]:
+                found.setdefault(int(name[2]), {})[int(name[1])] = int(path.name)
+    return found[max(found)] if found else {}

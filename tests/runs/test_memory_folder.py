@@ -1,0 +1,114 @@
+"""The folder of memory copies on a node: privacy, identity, leftovers. A folder takes the place of /dev/shm."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from motionmae.runs import memory_folder
+from motionmae.runs.checkpoint_manifest import describe
+from motionmae.runs.memory_folder import MemoryFolder, Share, remove_abandoned
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "shm"
+    root.mkdir(mode=0o777)
+    root.chmod(0o1777)
+    monkeypatch.setattr(memory_folder, "ROOT", root)
+    return root
+
+
+def add(folder: MemoryFolder, position: int, attempt: int = 1) -> Share:
+    state = folder.begin(attempt, position)
+    (state / "model-00000-of-00001.safetensors").write_bytes(b"weights")
+    entry = describe(state / "model-00000-of-00001.safetensors", ("a",))
+    share = Share(attempt=attempt, position=position, step=position, rank=0, world=1, base=None, files=(entry,))
+    folder.commit(share)
+    return share
+
+
+def own(run: str = "/runs/a", identity: str = "first") -> MemoryFolder:
+    return memory_folder.memory_folder(Path(run), identity)
+
+
+def test_a_share_is_read_back_and_its_damage_found(root: Path):
+    folder = own()
+    share = add(folder, 12)
+    assert list(folder.shares()) == [share]
+    assert folder.defect(share) == ""
+    (file,) = root.rglob("model-*")
+    file.write_bytes(b"weightz")
+    assert folder.defect(share) == "model-00000-of-00001.safetensors does not have the sha256 of its manifest"
+    file.unlink()
+    assert "No such file" in folder.defect(share)
+
+
+def test_only_the_user_can_open_the_copies(root: Path):
+    folder = own()
+    add(folder, 12)
+    assert list(root.iterdir()) == [folder.path.parent] == [root / f"motionmae-{os.geteuid()}"]
+    assert folder.path.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("trap", ["link", "open", "file", "other owner"])
+def test_a_folder_that_another_user_laid_out_is_not_used(root: Path, tmp_path: Path, trap: str):
+    folder = own()
+    add(folder, 12)
+    name = folder.path.parent
+    if trap == "link":
+        elsewhere = tmp_path / "elsewhere"
+        name.rename(elsewhere)
+        name.symlink_to(elsewhere)
+    elif trap == "open":
+        name.chmod(0o755)
+    elif trap == "other owner":
+        os.chown(name, 12345, -1)
+    else:
+        name.rename(tmp_path / "elsewhere")
+        name.write_text("")
+    assert list(folder.shares()) == []
+    with pytest.raises(OSError, match="is not a folder of this user that is closed to others"):
+        folder.begin(1, 13)
+    folder.remove()
+    remains = [path for top in (root, tmp_path / "elsewhere") for path in top.rglob("model-*")]
+    assert len(remains) == 1, "something was deleted through it"
+
+
+def test_copies_belong_to_one_run(root: Path):
+    """Another run folder, a copied run folder, and a new run of the same name have copies of their own."""
+    add(own(), 12)
+    for other in (own("/runs/b"), own("/elsewhere/a"), own(identity="second")):
+        assert list(other.shares()) == []
+        add(other, 3)
+    assert [share.position for share in own().shares()] == [12]
+    own().remove()
+    assert [share.position for share in own("/runs/b").shares()] == [3]
+
+
+def test_a_new_state_replaces_those_of_this_and_older_attempts(root: Path):
+    folder = own()
+    for position, attempt in ((5, 1), (6, 1), (7, 2), (4, 3)):
+        add(folder, position, attempt)
+    folder.remove_others(2, 7)
+    assert [(share.position, share.attempt) for share in folder.shares()] == [(4, 3), (7, 2)]
+
+
+def test_an_unfinished_or_renamed_state_is_no_share(root: Path):
+    folder = own()
+    add(folder, 5)
+    folder.begin(1, 6)
+    folder.state_folder(1, 5).rename(folder.state_folder(1, 50))
+    (folder.state_folder(1, 6) / "share-00000-of-00001.json").write_text("{")
+    assert list(folder.shares()) == []
+
+
+def test_copies_that_nobody_has_written_for_a_day_are_deleted(root: Path):
+    for run in ("/runs/old", "/runs/recent", "/runs/own"):
+        add(own(run), 1)
+    (root / f"motionmae-{os.geteuid()}" / "mine").mkdir()
+    later = root.stat().st_mtime + 90_000
+    os.utime(own("/runs/recent").state_folder(1, 1), (later, later))
+    remove_abandoned(own("/runs/own"), now=later)
+    left = sorted(path.name[:6] for path in (root / f"motionmae-{os.geteuid()}").iterdir())
+    assert left == ["mine", "own-" + left[1][4:], "recent"]

@@ -1,0 +1,56 @@
+"""``checkpoint.every_steps=auto`` in real runs."""
+
+from pathlib import Path
+
+import pytest
+
+from motionmae.config import Config
+from motionmae.planning import checkpoint_interval
+from motionmae.runs.directory import RunFolder
+from motionmae.runs.events import read_rows
+from motionmae.training import save_interval
+from motionmae.training.setup import run_training
+from tests.training.launch import run_ranks
+from tests.training.shards import make_shards, tiny_run
+
+
+def train_with_bounds(configs: list[Config], first: int, shortest: float) -> list[str]:
+    """Run attempts with a smaller first interval and a smaller lower bound, in seconds."""
+    save_interval.FIRST_STEPS, checkpoint_interval.SHORTEST_SECONDS = first, shortest
+    return [run_training(config).name for config in configs]
+
+
+def saves_of(config: Config) -> list[int]:
+    rows = read_rows(RunFolder(config.run_folder).events)
+    return [row["step"] for row in rows if row["kind"] == "checkpoint"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+def test_the_interval_is_chosen_after_the_first_saves(shards: Path, tmp_path: Path):
+    """60 steps of milliseconds: from the second save on, an interval of a minute ends only with the run."""
+    config = tiny_run(shards, tmp_path, optim={"epochs": 20}, checkpoint={"every_steps": "auto"})
+    assert run_ranks(2, train_with_bounds, [config], 5, 60.0) == [["FINISHED"]] * 2
+    assert saves_of(config) == [5, 10, 60]
+
+
+def test_a_resumed_run_knows_its_times_at_once(shards: Path, tmp_path: Path):
+    config = tiny_run(shards, tmp_path, optim={"epochs": 20}, checkpoint={"every_steps": "auto"})
+    folder = RunFolder(config.run_folder)
+    folder.create()
+    (folder.path / "stop").touch()
+    assert run_ranks(1, train_with_bounds, [config], 5, 60.0) == [["STOPPED"]]  # a save of which nothing is measured
+    assert run_ranks(1, train_with_bounds, [config], 5, 60.0) == [["FINISHED"]]
+    assert saves_of(config) == [1, 6, 11, 60]
+    again = config.updated({"name": "again"})
+    events, metrics = (path.read_text() for path in (folder.events, folder.metrics))
+    RunFolder(again.run_folder).create()
+    RunFolder(again.run_folder).events.write_text(events.replace('"finish"', '"picture"'))
+    RunFolder(again.run_folder).metrics.write_text(metrics)
+    folder.lease.rename(RunFolder(again.run_folder).lease)
+    before = len(saves_of(again))
+    assert run_ranks(1, train_with_bounds, [again], 5, 60.0) == [["FINISHED"]]
+    assert saves_of(again)[before:] == [60]
