@@ -22,7 +22,7 @@ from data_tools.annotations import Split, VideoRecord
 from data_tools.annotations.list_labels import note_on_similar, number_labels
 from data_tools.annotations.video_lists import Entry
 from data_tools.make_shards.shard_plan import STATE
-from motionmae.data.remote.download import check_url, is_remote, open_stream
+from motionmae.data.remote.file_systems import check_url, is_remote, open_stream
 from motionmae.data.video.read_video import VIDEO_SUFFIXES
 from motionmae.errors import UserError
 from motionmae.files import write_atomically

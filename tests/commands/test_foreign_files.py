@@ -112,7 +112,7 @@ SBATCH = """#!/bin/sh
 case "$*" in *--parsable*) echo 7;; *) echo Submitted batch job 7;; esac
 """
 OUTPUTS = {"out", "json", "picture"}
-INPUTS = {"videos", "annotations", "shards", "folder", "folders", "davis", "evaluate_only", "video", "site"}
+INPUTS = {"videos", "annotations", "shards", "folder", "folders", "davis", "evaluate_only", "video", "site", "history"}
 """Names of all arguments that are paths."""
 
 REFUSED_AGAIN = {"shards merge", "submit"}
