@@ -13,9 +13,10 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 import braceexpand
+from pydantic import StringConstraints
 from webdataset import tariterators
 
 from data_tools.annotations import Split, VideoRecord
@@ -40,12 +41,12 @@ _TRIES = 3
 
 class _Sample(JsonModel):
     source: str  # tar and key
-    file: str  # name in the folder of the tar; empty if the sample has no video
+    file: Annotated[str, StringConstraints(pattern=r"^[0-9]{8}\.[a-z0-9]{2,5}$")]  # name in the folder of the tar
     label: str  # number or name; empty if the sample has none
     caption: str = ""
 
 
-class _Listing(JsonModel):
+class _UnpackedTar(JsonModel):
     """Content of ``NUMBER.json``, which marks a tar as unpacked."""
 
     url: str
@@ -119,20 +120,20 @@ def read_tars(
     tars = expand_shards(pattern)
     folder = out / STATE / "tars"
     folder.mkdir(parents=True, exist_ok=True)
-    listings = []
+    unpacked = []
     for number, tar in enumerate(tars):
-        listings.append(_unpack(tar, folder, number, label_from))
-        show(number + 1, sum(len(listing.samples) for listing in listings))
+        unpacked.append(_unpack(tar, folder, number, label_from))
+        show(number + 1, sum(len(record.samples) for record in unpacked))
     entries = []
-    for number, listing in enumerate(listings):
-        for sample in listing.samples:
-            path = folder / f"{number:06d}" / sample.file if sample.file else None
+    for number, record in enumerate(unpacked):
+        for sample in record.samples:
+            path = folder / f"{number:06d}" / sample.file
             entries.append(Entry(sample.source, path, sample.label, "", sample.source))
     if not entries:
         raise UserError(f"the tars of --shards {excerpt(pattern)} hold no video: they need members such as KEY.mp4")
     numbers, name_of, notes = number_labels(entries, {})
     records = []
-    captions = [sample.caption for listing in listings for sample in listing.samples]
+    captions = [sample.caption for record in unpacked for sample in record.samples]
     for entry, label, caption in zip(entries, numbers, captions, strict=True):
         class_name = name_of.get(label, "" if label < 0 else str(label))
         records.append(VideoRecord(entry.source, entry.path, label, class_name, caption=caption))
@@ -145,21 +146,21 @@ def forget_stored(out: Path, quarantined: Sequence[str]) -> None:
     """Delete the unpacked videos, except those that are quarantined."""
     folder, kept = out / STATE / "tars", set(quarantined)
     for path in sorted(folder.glob("[0-9]*.json")):
-        for sample in load_json(path, _Listing).samples:
-            if sample.file and sample.source not in kept:
+        for sample in load_json(path, _UnpackedTar).samples:
+            if sample.source not in kept:
                 (folder / path.stem / sample.file).unlink(missing_ok=True)
         if (folder / path.stem).is_dir() and not any((folder / path.stem).iterdir()):
             (folder / path.stem).rmdir()
 
 
-def _unpack(tar: str, folder: Path, number: int, label_from: str) -> _Listing:
+def _unpack(tar: str, folder: Path, number: int, label_from: str) -> _UnpackedTar:
     """Return the samples of a tar, after writing its videos to ``folder/NUMBER`` unless that is done."""
-    listing, videos = folder / f"{number:06d}.json", folder / f"{number:06d}"
-    if listing.is_file():
+    record, videos = folder / f"{number:06d}.json", folder / f"{number:06d}"
+    if record.is_file():
         try:
-            found = load_json(listing, _Listing)
+            found = load_json(record, _UnpackedTar)
         except InvalidJsonError as error:
-            raise UserError(f"{listing} is damaged ({error}): choose another --out, or delete {folder}") from error
+            raise UserError(f"{record} is damaged ({error}): choose another --out, or delete {folder}") from error
         if found.url != tar:
             raise UserError(
                 f"{folder.parents[1]} was started with the tar {excerpt(found.url)} where --shards now names "
@@ -177,8 +178,8 @@ def _unpack(tar: str, folder: Path, number: int, label_from: str) -> _Listing:
         except Exception as error:  # of tarfile, fsspec or the file system; a connection may be cut
             if attempt == _TRIES - 1 or not is_remote(tar):
                 raise UserError(f"the tar {excerpt(tar)} cannot be read ({excerpt(error)}): copy it again") from error
-    found = _Listing(url=tar, samples=samples)
-    write_atomically(listing, found.model_dump_json().encode())
+    found = _UnpackedTar(url=tar, samples=samples)
+    write_atomically(record, found.model_dump_json().encode())
     return found
 
 
@@ -192,7 +193,10 @@ def _write_samples(tar: str, videos: Path, label_from: str) -> Iterator[_Sample]
             if not kind:
                 continue
             file = f"{number:08d}.{kind}"  # the names in a tar are a stranger's
-            (videos / file).write_bytes(members[kind])
+            try:
+                (videos / file).write_bytes(members[kind])
+            except OSError as error:
+                raise UserError(f"{videos} cannot be written ({error.strerror}): free space, and repeat") from error
             source = f"{stem}/{excerpt(sample['__key__'], 200)}.{kind}"
             facts = _parse_facts(members.get("json"))
             caption = _text(members.get("txt")) or str(facts.get("caption") or "")[:_LONGEST_TEXT]
