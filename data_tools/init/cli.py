@@ -5,9 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
-from data_tools.init.choices import choose_finetuning, choose_pretraining, is_long, shard_options
 from data_tools.init.survey import Machine, Part, Survey, look_at_machine, look_at_videos
-from data_tools.init.write import refuse_existing, write_recipe
 from data_tools.reporting import name_file
 from motionmae.commands.app import Command
 from motionmae.config.text_types import run_name
@@ -36,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @name_file()
 def run(arguments: argparse.Namespace) -> int:
+    from data_tools.init.choices import choose_finetuning, choose_pretraining  # imports torch, slowly
+    from data_tools.init.write import refuse_existing, write_recipe
+
     videos: Path = arguments.videos
     name = _name_of(arguments.name, videos)
     data = (arguments.data or f"data/{name}").rstrip("/")
@@ -79,6 +80,8 @@ def _name_of(given: str | None, videos: Path) -> str:
 
 
 def _describe(videos: Path, survey: Survey, machine: Machine) -> str:
+    from data_tools.init.choices import is_long
+
     count, held_out = len(survey.train.videos), len(survey.held_out.videos) if survey.held_out else 0
     classes = f"{len(survey.class_names)} classes" if survey.class_names else "no classes"
     clips = f"a usual video has {survey.median_frames} frames of {survey.long_side} x {survey.short_side} pixels"
@@ -99,6 +102,8 @@ def _describe(videos: Path, survey: Survey, machine: Machine) -> str:
 def _commands(
     videos: Path, name: str, data: str, survey: Survey, machine: Machine, classifies: bool, lists: dict[str, Path]
 ) -> list[str]:
+    from data_tools.init.choices import shard_options
+
     options = shard_options(survey, machine)
 
     def shards(split: str, part: Part) -> str:

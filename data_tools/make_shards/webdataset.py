@@ -17,7 +17,6 @@ from typing import Annotated, Any
 
 import braceexpand
 from pydantic import StringConstraints
-from webdataset import tariterators
 
 from data_tools.annotations import Split, VideoRecord
 from data_tools.annotations.list_labels import note_on_similar, number_labels
@@ -184,6 +183,8 @@ def _unpack(tar: str, folder: Path, number: int, label_from: str) -> _UnpackedTa
 
 
 def _write_samples(tar: str, videos: Path, label_from: str) -> Iterator[_Sample]:
+    from webdataset import tariterators  # imports torch, slowly
+
     stem = PurePosixPath(tar).name.removesuffix(".tar")
     with open_stream(tar) as stream:
         files = tariterators.tar_file_expander([{"url": tar, "stream": stream}], select_files=_is_wanted)
