@@ -156,7 +156,8 @@ def check_shards(config: Config) -> None:
     data = config.data
     quick = data.model_copy(update={"remote_retries": 1, "remote_timeout": min(data.remote_timeout, 10)})
     try:
-        steps_per_epoch(config, load_sources(quick).epoch_samples)
+        ranks = config.launch.nodes * config.launch.ntasks_per_node
+        steps_per_epoch(config, load_sources(quick).epoch_samples, ranks)
     except UnreachableError as error:
         say(f"note: this machine cannot reach the shards, but the nodes may: {error}")
 
