@@ -37,6 +37,7 @@ class _Start(_Event, total=False):
     number: int
     job: str
     restart: int
+    start: int
     code: str
 
 
@@ -58,6 +59,7 @@ class _Checkpoint(_Event, total=False):
 class _End(_Event, total=False):
     reason: Required[_EndReason]
     again: bool
+    inside: bool
 
 
 class _CorruptSample(_Event):

@@ -232,6 +232,7 @@ def record_events(
         code=git_revision() if rank.is_rank_zero else "",
         job=attempt.job,
         restart=attempt.restart,
+        start=attempt.start,
     )
     try:
         yield events
