@@ -226,6 +226,12 @@ class Lab:
         assert self._ip("link", "del", _cable(node))  # first, to stop all packets
         _switch_off(self._machines.pop(node))
 
+    def power_on_all(self) -> None:
+        """Start all nodes that are off."""
+        for node in (f"node{number}" for number in range(1, self.nodes + 1)):
+            if node not in self._machines:
+                self.power_on(node)
+
     def unplug(self, node: str) -> None:
         """Pull a node's network cable; its processes continue."""
         assert self._ip("link", "set", _cable(node), "down")
