@@ -7,6 +7,7 @@ init                 imports, rendezvous, building the model
 restore              verifying and loading the checkpoint
 data_wait            rank 0 waits for its loader
 checkpoint_blocking  a save or a memory copy blocks training
+validation           held-out videos are measured
 lost_work            steps repeated after a resume, and steps skipped as non-finite
 downtime             after an attempt that failed or was stopped by the stop file, until the run is submitted or
                      started again
@@ -21,7 +22,8 @@ from motionmae.runs.history import RunHistory, idle_category
 
 CATEGORIES = {
     "queue_wait": "waiting in the queue", "init": "starting", "restore": "restoring", "data_wait": "waiting for data",
-    "checkpoint_blocking": "saving", "lost_work": "work done again", "downtime": "down", "other": "other",
+    "checkpoint_blocking": "saving", "validation": "validating", "lost_work": "work done again", "downtime": "down",
+    "other": "other",
 }  # fmt: skip
 """Title of each badput category."""
 
@@ -99,6 +101,8 @@ class GoodputTracker:
             self._continue_from(row)
         elif kind == Kind.CHECKPOINT:
             self._badput["checkpoint_blocking"] += row["blocking"]
+        elif kind == Kind.VALIDATION:
+            self._badput["validation"] += row["seconds"]
         elif kind == Kind.NONFINITE:
             self._skipped += 1
         elif kind == Kind.STOP:

@@ -135,6 +135,12 @@ class RankMetrics(Sink):
             self._set("checkpoint_duration_seconds", max(row["seconds"] - row["blocking"], 0), "save", "false")
         elif kind == Kind.CHECKPOINT_FAILED:
             self._add("checkpoint_failures_total", 1)
+        elif kind == Kind.VALIDATION:
+            for by in METRICS["validation_accuracy_ratio"].values["by"]:
+                if row.get(by) is not None:
+                    self._set("validation_accuracy_ratio", row[by] / 100, by)
+            if row.get("is_best"):
+                self._set("validation_best_step", row["step"])
         elif kind == Kind.CORRUPT_SAMPLE:
             for reason, count in row["reasons"].items():
                 self._set("corrupt_samples_total", count, reason)

@@ -11,8 +11,8 @@ from rich.table import Column
 from rich.text import Text
 
 from monitoring.goodput import CATEGORIES, Goodput, goodput_of
-from motionmae.runs.events import FAULTS, Phase, Row
-from motionmae.runs.formatting import duration
+from motionmae.runs.events import FAULTS, OUTSIDE_STEPS, Kind, Phase, Row
+from motionmae.runs.formatting import describe_figures, duration, figures_of
 from motionmae.runs.history import RunHistory, RunState
 from motionmae.screen import Table, draw_bar
 from motionmae.text import cell, printable
@@ -20,7 +20,8 @@ from motionmae.text import cell, printable
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _STYLES = {
     Phase.FORWARD: "blue", Phase.BACKWARD: "cyan", Phase.OPTIMIZER: "green", Phase.DATA_WAIT: "yellow",
-    Phase.CHECKPOINT: "magenta", Phase.MEMORY_COPY: "bright_magenta", Phase.OTHER: "bright_black",
+    Phase.CHECKPOINT: "magenta", Phase.MEMORY_COPY: "bright_magenta", Phase.VALIDATION: "bright_blue",
+    Phase.OTHER: "bright_black",
 }  # fmt: skip
 STATE_STYLES = {
     RunState.QUEUED: "yellow", RunState.STARTING: "cyan", RunState.TRAINING: "cyan", RunState.SILENT: "red",
@@ -86,7 +87,8 @@ def _speed(history: RunHistory, recent: Sequence[Row]) -> Panel:
         ("clips per second", "", f"{mean('clips_per_second'):.1f}"),
         ("step", "", f"{mean('step_seconds'):.3f} s"),
     ]
-    whole = mean("step_seconds") + mean("checkpoint_seconds") + mean("memory_copy_seconds") or 1.0
+    outside = sum(mean(f"{phase.value}_seconds") for phase in OUTSIDE_STEPS)
+    whole = mean("step_seconds") + outside or 1.0
     for phase, style in _STYLES.items():
         share = min(max(mean(f"{phase.value}_seconds") / whole, 0.0), 1.0)
         bar = cell(draw_bar(round(share * 12)), style)
@@ -114,7 +116,8 @@ def _recent_events(history: RunHistory, now: float) -> Panel:
     for row in history.events[-8:]:
         bad = row["kind"] in FAULTS or "error" in row
         kind = cell(row["kind"].replace("_", " "), "red" if bad else "")
-        details = row.get("error") or row.get("reason") or row.get("cause") or row.get("path") or ""
+        figures = describe_figures(figures_of(row)) if row["kind"] == Kind.VALIDATION else ""
+        details = row.get("error") or figures or row.get("reason") or row.get("cause") or row.get("path") or ""
         age = f"{duration(max(now - row['time'], 0))} ago"
         rows.append((age, kind, f"step {row['step']:,}", printable(details)[:60]))
     return _panel("events", rows)

@@ -109,7 +109,7 @@ def supervisor_arguments(config: Config) -> list[str]:
     arguments = {
         "max-retries": launch.max_retries,
         "node-counts": ",".join(map(str, node_counts(config))),
-        "ranks-per-node": launch.ntasks_per_node,
+        "ntasks-per-node": launch.ntasks_per_node,
         "signal-seconds": launch.signal_seconds,
         "join-seconds": launch.preflight_seconds,
         "heartbeat-seconds": launch.heartbeat_seconds,

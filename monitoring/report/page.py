@@ -20,7 +20,8 @@ from motionmae.runs.history import RunHistory
 from motionmae.text import LINES, printable
 
 _PHASES = (
-    Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.DATA_WAIT, Phase.CHECKPOINT, Phase.MEMORY_COPY, Phase.OTHER,
+    Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.DATA_WAIT, Phase.CHECKPOINT, Phase.MEMORY_COPY,
+    Phase.VALIDATION, Phase.OTHER,
 )  # fmt: skip
 _CHARTS = {
     "lr": "Learning rate", "grad_norm": "Gradient norm, before clipping", "clips_per_second": "Clips a second",

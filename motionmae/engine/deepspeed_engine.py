@@ -11,7 +11,8 @@ import logging
 import math
 import os
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -26,7 +27,7 @@ from motionmae.config.training import BUCKET
 from motionmae.distributed.context import DistributedContext
 from motionmae.engine import sharded_state
 from motionmae.engine.kernels import choose_kernels
-from motionmae.engine.precision import LossScale, resolve_precision
+from motionmae.engine.precision import LossScale, autocast, resolve_precision
 
 
 class GuardedAdamW(torch.optim.AdamW):
@@ -116,6 +117,23 @@ class Engine:
     def __call__(self, *inputs: Any) -> Any:
         """Run the model's forward pass under the configured autocast."""
         return self.deepspeed(*inputs)
+
+    @contextmanager
+    def evaluation(self) -> Iterator[nn.Module]:
+        """Give the model that evaluation uses: the moving average of the weights, if there is one.
+
+        It is in evaluation mode, without gradients, in the precision of training, and not compiled.
+        """
+        model = self._average.module if self._average else self.deepspeed.module
+        modes = [(module, module.training) for module in model.modules()]
+        device = next(model.parameters()).device
+        model.eval()
+        try:
+            with torch.no_grad(), autocast(self.precision, device), torch.compiler.set_stance("force_eager"):
+                yield model
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss / accumulation``; a non-finite loss makes every gradient NaN.

@@ -25,6 +25,7 @@ class RunFolder:
         self.encoder = path / "encoder.safetensors"  # frozen encoder of a probe, absent from the checkpoints
         self.logs = path / "logs"  # standard output and error of the job's processes
         self.tensorboard = path / "tensorboard"
+        self.validation = path / "validation"  # figures and confusion matrix of the newest and the best validation
         self.reconstructions = path / "reconstructions"  # pictures of reconstructed clips
 
     def refuse_foreign(self) -> None:

@@ -46,7 +46,11 @@ class Kind(StrEnum):
     HANG = "hang"  # the watchdog ends this rank: the work that exceeded its limit, the file of the stacks
     NONFINITE = "nonfinite"  # a step was skipped as non-finite: loss or gradient, ranks, samples
     ROLLBACK = "rollback"  # after too many skipped steps, the run returned to an earlier checkpoint
-    PICTURE = "picture"  # reconstructions from this step's checkpoint: path in the run folder, or the error
+    # Reconstructions from this step's checkpoint, or a confusion matrix: path in the run folder, title, or the error.
+    PICTURE = "picture"
+    # Held-out videos were measured: loss and other figures, videos, seconds, whether it is the best, or the error.
+    VALIDATION = "validation"
+    INIT = "init"  # initial weights were loaded: their path and fingerprint, what was loaded and what was not
     FINISH = "finish"  # the last step was taken and saved
     STOP = "stop"  # the attempt ends early: an EndReason, and the error if there is one
     FAILURE = "failure"  # the batch script saw a failure: reason, node at fault, excluded nodes, whether it retries
@@ -69,8 +73,12 @@ class Phase(StrEnum):
     OPTIMIZER = "optimizer"  # parameter update
     CHECKPOINT = "checkpoint"  # the part of a save that blocks training
     MEMORY_COPY = "memory_copy"  # the part of a memory copy that blocks training
+    VALIDATION = "validation"  # validation, which blocks training
     OTHER = "other"  # schedule, signal checks and metrics
 
+
+OUTSIDE_STEPS = (Phase.CHECKPOINT, Phase.MEMORY_COPY, Phase.VALIDATION)
+"""Phases between steps, which do not count as time of a step."""
 
 # Events whose `step` is the checkpoint's step, which may be older than the current step.
 _OF_A_CHECKPOINT = (Kind.CHECKPOINT, Kind.CHECKPOINT_FAILED, Kind.PICTURE)

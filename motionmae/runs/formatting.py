@@ -1,18 +1,46 @@
 """Metrics rows and durations as text, for terminals and logs."""
 
+from collections.abc import Mapping
+
 from motionmae.runs.events import Row
+
+_PERCENT = {"top1": "top-1", "top5": "top-5", "knn": "k-NN"}
+"""Figures in per cent, with their titles."""
 
 
 def describe_row(row: Row, seconds_left: float) -> str:
     """Format a metrics row and the remaining time on one line."""
     wait = row["data_wait_seconds"] / max(row["step_seconds"], 1e-9)
+    found = {key[4:]: value for key, value in row.items() if key.startswith("val_") and key != "val_step"}
+    validation = f"  validation: {describe_figures(found)}" if found else ""
     parts = ", ".join(f"{key[5:]} {value:.4f}" for key, value in row.items() if key.startswith("loss_"))
     return (
         f"epoch {row['epoch']:.2f}  "
         f"loss {row['loss']:.4f}{f' ({parts})' if parts else ''}  "
         f"lr {row['lr']:.2e}  "
-        f"{row['clips_per_second']:.1f} clips/s  data wait {wait:.0%}  {duration(seconds_left)} left"
+        f"{row['clips_per_second']:.1f} clips/s  data wait {wait:.0%}  {duration(seconds_left)} left{validation}"
     )
+
+
+def describe_figures(figures: Mapping[str, float | None]) -> str:
+    """Format the figures of a validation: ``loss 1.2345, top-1 85.2 %, space explained 0.312``."""
+    texts = []
+    for name, value in figures.items():
+        number = "unknown" if value is None else f"{value:.1f} %" if name in _PERCENT else f"{value:.4g}"
+        title = _PERCENT.get(name) or _title(name)
+        texts.append(f"{title} {number}")
+    return ", ".join(texts)
+
+
+def figures_of(row: Row) -> dict[str, float | None]:
+    """Return the figures in the row of a validation event."""
+    heads = {key: value for key, value in row.items() if key.startswith(("loss_", "explained_"))}
+    return {key: row[key] for key in ("loss", "top1", "top5", "knn") if key in row} | heads
+
+
+def _title(name: str) -> str:
+    kind, _, head = name.partition("_")
+    return f"{head} {kind}" if head else name
 
 
 def duration(seconds: float) -> str:

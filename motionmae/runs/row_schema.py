@@ -56,6 +56,17 @@ class _Checkpoint(_Event, total=False):
     bytes: _Size
 
 
+class _Validation(_Event, total=False):
+    seconds: Required[_Seconds]
+    loss: _Number | None
+    top1: _Number | None
+    top5: _Number | None
+    knn: _Number | None
+    videos: _Step
+    missing: _Step
+    is_best: bool
+
+
 class _End(_Event, total=False):
     reason: Required[_EndReason]
     again: bool
@@ -74,6 +85,7 @@ class _Metrics(_Row, total=False):
     optimizer_seconds: _Seconds
     checkpoint_seconds: _Seconds
     memory_copy_seconds: _Seconds
+    validation_seconds: _Seconds
     other_seconds: _Seconds
     steps: Annotated[int, Field(ge=1, le=2**53)]
     epoch: Required[_Number]
@@ -89,6 +101,7 @@ _EVENTS: dict[str, TypeAdapter[Any]] = {
     Kind.READY: TypeAdapter(_Ready),
     Kind.RESUME: TypeAdapter(_Resume),
     Kind.CHECKPOINT: TypeAdapter(_Checkpoint),
+    Kind.VALIDATION: TypeAdapter(_Validation),
     Kind.STOP: TypeAdapter(_End),
     Kind.FAILURE: TypeAdapter(_End),
     Kind.CORRUPT_SAMPLE: TypeAdapter(_CorruptSample),

@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from motionmae.checkpointing.memory_copies import MemoryCopies
 from motionmae.config import Config, load_config, save_config
 from motionmae.config.resume import check_same_run
 from motionmae.config.schema import steps_per_epoch
+from motionmae.data.held_out.shards import check_held_out
 from motionmae.data.loader import ClipLoader, check_same_stream, stream_identity
 from motionmae.data.mixture.sources import Sources
 from motionmae.data.open_shards import load_sources
@@ -45,10 +47,12 @@ from motionmae.training.callbacks.stalled_heads import StalledHeads
 from motionmae.training.out_of_memory import explain_out_of_memory
 from motionmae.training.pretrain import Pretraining
 from motionmae.training.resume import find_checkpoint
-from motionmae.training.state import TrainState
+from motionmae.training.state import TrainState, load_validation_record
 from motionmae.training.step_timer import StartupTimer
 from motionmae.training.task import Task
 from motionmae.training.trainer import Trainer, damage_logger
+from motionmae.training.validation.validator import build_validator, protocol_of
+from motionmae.training.validation_record import ValidationRecord
 
 logger = get_logger(__name__)
 
@@ -127,11 +131,13 @@ def build_trainer(
     copies = MemoryCopies(rank, folder.path, lease, config.checkpoint.memory_steps, watchdog, progress.log)
     damaged = damage_logger(events, progress.log)
     checkpoint = find_checkpoint(store, rank, copies, lambda found: check_saved(found, config, loader), damaged)
-    state = load_train_state(checkpoint, config, rank, loader)
+    state = load_train_state(checkpoint, store, config, rank, loader)
     startup.done("find_checkpoint")
-    if state.step >= total_steps:
+    if is_complete(state, config, total_steps):
         events.event(Kind.FINISH, state.step)
-        progress.log(f"{folder.path} is complete: all of its {total_steps} steps are done")
+        early = f"it stopped early, at step {state.step} of {total_steps}"
+        reason = f"all of its {total_steps} steps are done" if state.step >= total_steps else early
+        progress.log(f"{folder.path} is complete: {reason}")
         copies.discard()
         return None
 
@@ -150,6 +156,7 @@ def build_trainer(
     callbacks: list[Callback] = [progress, collector, pictures]
     if config.task == "pretrain":
         callbacks.append(StalledHeads(config, engine, rank, loader.steps_per_epoch, watchdog, progress.log))
+    validator = build_validator(config, loader, engine, rank, folder, lease, events, watchdog, progress.log)
     trainer = Trainer(
         config=config,
         task=task,
@@ -166,6 +173,7 @@ def build_trainer(
         state=state,
         memory_copies=copies,
         newest_saved=checkpoint.on_disk if checkpoint else None,
+        validator=validator,
     )
     stack.callback(trainer.checkpointer.close)
     stack.callback(copies.close)
@@ -183,6 +191,7 @@ def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Con
     folder.refuse_foreign()
     sources = load_sources(config.data)
     steps_per_epoch(config, sources.epoch_samples)
+    check_held_out(config, sources.manifest.class_names)
     saved = next(filter(None, map(_read_settings, reversed(store.complete()))), None)
     if saved is None and folder.config.is_file() and current_holder(folder.path):
         running = load_config(str(folder.config))
@@ -274,15 +283,29 @@ def build_loader(config: Config, task: Task, rank: DistributedContext) -> ClipLo
 
 
 def load_train_state(
-    checkpoint: Checkpoint | None, config: Config, rank: DistributedContext, loader: ClipLoader
+    checkpoint: Checkpoint | None, store: CheckpointStore, config: Config, rank: DistributedContext, loader: ClipLoader
 ) -> TrainState:
     """Load the state of a checkpoint, or return a new one; raise a UserError if settings or data differ.
 
     All ranks must call this.
     """
     if checkpoint is None:
-        return TrainState()
-    return run_on_rank_zero(rank, lambda: check_saved(checkpoint, config, loader)).trainer
+        state = TrainState()
+        if config.validation.shards:
+            state.validation = ValidationRecord(protocol=run_on_rank_zero(rank, lambda: protocol_of(config)))
+        return state
+    state = run_on_rank_zero(rank, lambda: check_saved(checkpoint, config, loader)).trainer
+    record = load_validation_record(checkpoint, store, rank)
+    if config.validation.shards:
+        record = record.under(run_on_rank_zero(rank, lambda: protocol_of(config)))
+    return replace(state, validation=record)
+
+
+def is_complete(state: TrainState, config: Config, total_steps: int) -> bool:
+    """Return whether a run has nothing left to do: its last step, or early stopping."""
+    validation, record = config.validation, state.validation
+    early = bool(validation.shards) and 0 < validation.patience <= record.waited
+    return (state.step >= total_steps or early) and not (record.owed and validation.shards)
 
 
 def check_saved(checkpoint: Checkpoint, config: Config, loader: ClipLoader) -> _SavedTraining:

@@ -9,7 +9,11 @@ from torch.optim import Optimizer
 
 from motionmae.config import OptimConfig
 from motionmae.data.rng import keyed_bits
-from motionmae.runs.checkpoint_manifest import Count
+from motionmae.distributed.context import DistributedContext, run_on_rank_zero
+from motionmae.json_text import JsonModel
+from motionmae.runs.checkpoint_manifest import Checkpoint, Count
+from motionmae.runs.checkpoint_store import CheckpointStore
+from motionmae.training.validation_record import ValidationRecord
 
 
 @dataclass
@@ -22,6 +26,22 @@ class TrainState:
     recently_skipped: list[int] = field(default_factory=list)  # steps that nonfinite.py compares with its BUDGET
     rollbacks: list[int] = field(default_factory=list)  # ``data_step`` of each rollback
     corrupt: dict[str, str] = field(default_factory=dict)  # corrupt samples of all ranks and attempts: ID -> reason
+    validation: ValidationRecord = field(default_factory=ValidationRecord)
+
+
+class _SavedProgress(JsonModel, extra="ignore"):
+    validation: ValidationRecord = ValidationRecord()
+
+
+class _SavedState(JsonModel, extra="ignore"):
+    trainer: _SavedProgress
+
+
+def load_validation_record(
+    checkpoint: Checkpoint, store: CheckpointStore, rank: DistributedContext
+) -> ValidationRecord:
+    """Return the record in a checkpoint, without a best checkpoint that is gone. All ranks must call this."""
+    return run_on_rank_zero(rank, lambda: checkpoint.state(_SavedState).trainer.validation.without_lost_best(store))
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -22,7 +22,7 @@ from motionmae.errors import UserError
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
-from motionmae.runs.events import EventLog, Kind, Phase, process_age
+from motionmae.runs.events import EventLog, Kind, Phase, Row, process_age
 from motionmae.runs.history import RunHistory
 from motionmae.runs.lease import Lease
 from motionmae.training import nonfinite
@@ -30,9 +30,10 @@ from motionmae.training.callbacks.base import Callback
 from motionmae.training.callbacks.metrics import StepMetrics, StepResult
 from motionmae.training.nonfinite import SkippedStep
 from motionmae.training.save_interval import SaveInterval
-from motionmae.training.state import TrainState, build_schedule, seed_step
+from motionmae.training.state import TrainState, build_schedule, load_validation_record, seed_step
 from motionmae.training.step_timer import StepTimer
 from motionmae.training.task import Task
+from motionmae.training.validation.validator import Validated, Validator
 
 SLOW_DISK_SECONDS = 10.0  # waits for the previous checkpoint write that are longer than this are logged
 
@@ -59,6 +60,7 @@ class Trainer:
     state: TrainState
     memory_copies: MemoryCopies
     newest_saved: str | None  # newest checkpoint on disk
+    validator: Validator | None = None
 
     def __post_init__(self) -> None:
         config, optim, data = self.config, self.config.optim, self.config.data
@@ -70,6 +72,7 @@ class Trainer:
         self.save_interval = SaveInterval(every, self.state.step, nodes, self.rank, history)
         self.stop_requests = StopRequests(self.signals, self.folder.path, self.rank.is_rank_zero)
         self.failed_saves = 0  # since the last save that succeeded
+        self.former_record = self.state.validation  # before the last validation
         self.schedule = build_schedule(self.engine.optimizer, optim, self.loader.steps_per_epoch)
         self.timer = StepTimer.of(self.rank.device)
         self.prefetcher = DevicePrefetcher(self.rank.device)
@@ -86,8 +89,8 @@ class Trainer:
         """
         for callback in self.callbacks:
             callback.on_train_start()
+        request, first_step = self.validate_owed(), True
         batches = self.batches()
-        request, first_step = Request(None, save=False), True
         while not self.done and not request.end:
             self.stop_requests.begin_sync()  # its message travels during the step
             result = self.train_step(batches)
@@ -104,20 +107,61 @@ class Trainer:
                 with self.watchdog.during("rolling back", self.watchdog.limits.startup_seconds):
                     batches = self.rollback(skipped, request)
                 continue
-            if self.is_due(self.config.log.every_steps) or request.end:
-                self.log_step(result)
-            if not self.done and self.memory_copies.is_due(self.state.step):
-                self.copy_to_memory()
-            if self.save_interval.is_due(self.state.step) or self.done or request.end or request.save:
+            validated = self.validate_if_due(request)
+            request = validated.request
+            if self.is_due(self.config.log.every_steps) or request.end or validated.row:
+                self.log_step(result, validated.row)
+            if not self.done and not validated.is_best and self.memory_copies.is_due(self.state.step):
+                self.copy_to_memory()  # the best checkpoint is written to disk, and no copy in memory may precede it
+            is_due = self.save_interval.is_due(self.state.step) or self.done or validated.is_best
+            if is_due or request.end or request.save:
                 with self.watchdog.during(f"saving step {self.state.step}", self.watchdog.limits.save_seconds):
                     self.save(request)
-        reason = request.end if request.end and not self.done else EndReason.FINISHED
+        stopped = request.end if not self.done or self.state.validation.owed else None
+        reason = stopped or EndReason.FINISHED
         self.end(reason)
         return reason
 
+    def validate_if_due(self, request: Request) -> Validated:
+        """Validate the weights of the last step if it is due. All ranks must call this."""
+        if self.validator and (self.validator.is_due(self.state.step) or self.done):
+            return self.validate(self.validator, request)
+        return Validated(self.state.validation, request)
+
+    def validate_owed(self) -> Request:
+        """Validate the weights of the checkpoint if a stop of the attempt before left this out, and save the record."""
+        if not self.state.validation.owed:
+            return Request(None, save=False)
+        self.state = replace(self.state, validation=replace(self.state.validation, owed=False))
+        if not self.validator:
+            return Request(None, save=False)
+        request = self.validate(self.validator, Request(None, save=False)).request
+        with self.watchdog.during(f"saving step {self.state.step}", self.watchdog.limits.save_seconds):
+            self.save(request)
+        return request
+
+    def validate(self, validator: Validator, request: Request) -> Validated:
+        """Validate the weights of the last step. All ranks must call this."""
+        self.timer.enter(Phase.VALIDATION)
+        with self.watchdog.during("writing a checkpoint before a validation", self.watchdog.limits.save_seconds):
+            self.log_save(self.checkpointer.wait())  # every rank then knows whether the best checkpoint was saved
+        self.former_record = self.state.validation
+        validated = validator.run(self.state.step, self.state.validation, request, self.stop_requests)
+        self.state = replace(self.state, validation=validated.record)
+        self.timer.enter(Phase.OTHER)
+        if self.stopped_early:
+            best = validated.record.best
+            of = f"{best.metric} {best.value:.4g} of step {best.step}" if best else "the first one"
+            self.log(f"early stopping at step {self.state.step}: no validation exceeded {of}")
+        return validated
+
     @property
     def done(self) -> bool:
-        return self.state.step >= self.total_steps
+        return self.state.step >= self.total_steps or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
+        return self.validator is not None and self.validator.stops_early(self.state.validation)
 
     def is_due(self, every_steps: int) -> bool:
         """Return True at multiples of ``every_steps`` and after the last step."""
@@ -155,10 +199,11 @@ class Trainer:
         self.timer.enter(Phase.OTHER)
         return StepResult(losses, samples)
 
-    def log_step(self, result: StepResult) -> None:
-        """Write a row of metrics for the last step. All ranks must call this."""
+    def log_step(self, result: StepResult, validation: Row | None = None) -> None:
+        """Write a row of metrics for the last step, with the figures of its validation. All ranks must call this."""
         self.count_corrupt()
-        row = self.metrics.row(self.state, result) | {"memory_copy_step": self.memory_copies.newest or 0}
+        copies = {"memory_copy_step": self.memory_copies.newest or 0}
+        row = self.metrics.row(self.state, result) | copies | (validation or {})
         self.events.metrics(row)
         for callback in self.callbacks:
             callback.on_log(row)
@@ -194,7 +239,8 @@ class Trainer:
             raise error
         sharded.restore(self.engine, self.rank, checkpoint)
         rollbacks = [*before.rollbacks, before.data_step]
-        self.state = replace(before, step=checkpoint.step, recently_skipped=[], rollbacks=rollbacks)
+        record = load_validation_record(checkpoint, self.store, self.rank)  # later validations were of skipped weights
+        self.state = replace(before, step=checkpoint.step, recently_skipped=[], rollbacks=rollbacks, validation=record)
         self.timer.take()
         name = checkpoint.folder.name
         fields = {"from_step": before.step, "data_step": before.data_step, "path": name}
@@ -300,7 +346,9 @@ class Trainer:
         self.failed_saves += 1
         message = f"the checkpoint of step {result.step} cannot be written to {self.store.folder} ({result.error})"
         self.events.event(Kind.CHECKPOINT_FAILED, result.step, error=result.error, failures=self.failed_saves)
-        if result.step >= self.total_steps:
+        if (best := self.state.validation.best) and best.step == result.step:
+            self.state = replace(self.state, validation=replace(self.state.validation, best=self.former_record.best))
+        if self.done and result.step == self.state.step:
             raise UserError(
                 f"{message}: make room and run the same command again, which resumes from the last checkpoint",
                 already_reported=not self.rank.is_rank_zero,

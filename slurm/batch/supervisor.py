@@ -292,7 +292,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Command]:
     parser.add_argument("run", help="folder of the run")
     parser.add_argument("--max-retries", type=int, default=5)
     parser.add_argument("--node-counts", type=lambda text: [int(count) for count in text.split(",")])
-    parser.add_argument("--ranks-per-node", type=int, default=1)
+    parser.add_argument("--ntasks-per-node", type=int, default=1)
     parser.add_argument("--signal-seconds", type=int, default=0)
     parser.add_argument("--join-seconds", type=int, default=120)
     parser.add_argument("--heartbeat-seconds", type=int, default=5)
@@ -301,7 +301,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Command]:
     own, command = _split(list(argv))
     srun, program = _split(command)
     arguments = parser.parse_args(own)
-    return arguments, Command(srun, program, arguments.ranks_per_node)
+    return arguments, Command(srun, program, arguments.ntasks_per_node)
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:

@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-import numpy as np
-
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.video.read_video import UnreadableVideo
 
 Name = TypeVar("Name")
+Value = TypeVar("Value")
 
 UNREADABLE = (CorruptSample, UnreadableVideo)
 """Exceptions that unreadable videos raise."""
@@ -18,13 +17,13 @@ UNREADABLE = (CorruptSample, UnreadableVideo)
 
 def read_ahead(
     names: Iterable[Name],
-    read: Callable[[Name], np.ndarray],
+    read: Callable[[Name], Value],
     threads: int,
     caught: tuple[type[Exception], ...] = UNREADABLE,
-) -> Iterator[tuple[Name, np.ndarray | Exception]]:
+) -> Iterator[tuple[Name, Value | Exception]]:
     """Yield each name with its input, or with the exception of ``read``. Read at most two inputs per thread ahead."""
 
-    def attempt(name: Name) -> np.ndarray | Exception:
+    def attempt(name: Name) -> Value | Exception:
         try:
             return read(name)
         except caught as error:
@@ -32,7 +31,7 @@ def read_ahead(
 
     left = iter(names)
     with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[tuple[Name, Future[np.ndarray | Exception]]] = deque()
+        ahead: deque[tuple[Name, Future[Value | Exception]]] = deque()
         try:
             for name in left:
                 ahead.append((name, pool.submit(attempt, name)))

@@ -23,10 +23,10 @@ def match_classes(trained: tuple[str, ...], tested: tuple[str, ...], shards: str
     return np.array([trained.index(name) for name in tested], np.int64)
 
 
-def check_held_out(config: Config, training: Manifest) -> None:
+def check_held_out(config: Config, class_names: tuple[str, ...]) -> None:
     """Raise a UserError if the shards of ``config.validation`` cannot validate the run.
 
-    ``training`` is the manifest of the training shards.
+    ``class_names`` are those of the training shards.
     """
     validation, data = config.validation, config.data
     if not validation.shards:
@@ -35,7 +35,7 @@ def check_held_out(config: Config, training: Manifest) -> None:
     if config.task == "finetune":
         check_windows(manifest, validation.shards, config.clip)
         check_whole(manifest, validation.shards, "validation")
-        match_classes(training.class_names, manifest.class_names, validation.shards)
+        match_classes(class_names, manifest.class_names, validation.shards)
         return
     held_out = data.model_copy(update={"shards": validation.shards, "beton": ""})
     check_stored(Sources(held_out, (manifest,)), config.clip, config.target.needs_flow)

@@ -28,8 +28,8 @@ class TensorBoard:
     def event(self, row: Row) -> None:
         """Write an event as text, and a picture also as an image."""
         if row["kind"] == Kind.PICTURE and "path" in row:
-            pixels = np.asarray(Image.open(self._run / row["path"]))
-            self._writer.add_image("reconstruction", pixels, row["step"], dataformats="HWC")
+            pixels = np.asarray(Image.open(self._run / row["path"]).convert("RGB"))
+            self._writer.add_image(row.get("title", "reconstruction"), pixels, row["step"], dataformats="HWC")
         code = f"    {json.dumps(row)}"  # TensorBoard renders Markdown, and an indented line is code
         self._writer.add_text("events", code, row["step"])
 
@@ -79,7 +79,7 @@ class WeightsAndBiases:
         """Send a picture; other events are only in ``events.jsonl``."""
         if row["kind"] == Kind.PICTURE and "path" in row:
             picture = self._wandb.Image(str(self._run / row["path"]))
-            self._call(self._wandb_run.log, {"reconstruction": picture, "step": row["step"]})
+            self._call(self._wandb_run.log, {row.get("title", "reconstruction"): picture, "step": row["step"]})
 
     def metrics(self, row: Row) -> None:
         self._call(self._wandb_run.log, {**_numbers(row), "step": row["step"]})

@@ -10,7 +10,7 @@ from torch import Tensor
 from motionmae.data.loader import ClipLoader
 from motionmae.distributed.context import DistributedContext
 from motionmae.engine.deepspeed_engine import Engine
-from motionmae.runs.events import SOURCE_PASSES, SOURCE_SAMPLES, Phase, Row
+from motionmae.runs.events import OUTSIDE_STEPS, SOURCE_PASSES, SOURCE_SAMPLES, Row
 from motionmae.training.state import TrainState
 from motionmae.training.step_timer import StepTimer
 
@@ -69,10 +69,10 @@ class StepMetrics:
         return samples | {f"{SOURCE_PASSES}{name}": count / sizes[name] for name, count in drawn.items()}
 
     def times(self) -> Row:
-        """Compute this rank's mean times of a step since the last row, without the time of saves and memory copies."""
+        """Compute this rank's mean times of a step since the last row, without saves, memory copies and validations."""
         steps, slowest = self.timer.steps, self.timer.slowest_step
         phases = {phase: seconds / steps for phase, seconds in self.timer.take().items()}
-        seconds = sum(phases.values()) - phases[Phase.CHECKPOINT] - phases[Phase.MEMORY_COPY]
+        seconds = sum(seconds for phase, seconds in phases.items() if phase not in OUTSIDE_STEPS)
         return {
             "steps": steps,
             "clips_per_second": self.clips_per_step / seconds,

@@ -6,18 +6,21 @@ and never depend on the ranks; sums are in float64 and in the order of the clips
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from motionmae.config import Config
 from motionmae.config.data import Shards
 from motionmae.data.loader import Batch, ClipLoader
+from motionmae.distributed.context import DistributedContext
 from motionmae.models.motionmae import Losses, masked_targets
 from motionmae.models.targets import loss_of
+from motionmae.training.validation.measure import FAILURES, Measured, UnreadableShardsError
+from motionmae.training.validation.rounds import Pause, in_rounds
 
 CLIPS = 8
 """Clips of a forward pass."""
@@ -39,7 +42,7 @@ class HeldOutClips:
     def groups(self) -> int:
         return math.ceil(self.clips / CLIPS)
 
-    def read(self, first: int = 0, every: int = 1) -> Iterator[Batch]:
+    def read(self, first: int = 0, every: int = 1) -> Generator[Batch, None, None]:
         """Yield groups ``first``, ``first + every``, ... on the device.
 
         Raises:
@@ -109,3 +112,66 @@ def _join(batches: list[Batch]) -> Batch:
         torch.cat([getattr(batch, name) for batch in batches]) for name in ("clips", "labels", "seeds", "samples")
     )
     return Batch(clips, labels, seeds, samples, torch.cat(flows) if flows else None)
+
+
+class HeadLosses:
+    """Measurement of pre-training: loss and explained variance of each head on held-out clips.
+
+    The loss of predicting the mean is measured once in an attempt.
+    """
+
+    def __init__(self, config: Config, rank: DistributedContext, *, sharded: bool) -> None:
+        validation = config.validation
+        self._held_out = HeldOutClips(config, validation.shards, validation.heldout_clips, rank.device)
+        self._rank, self._sharded = rank, sharded
+        self._baselines: dict[str, float] = {}
+
+    def measure(self, model: nn.Module, pause: Pause) -> Measured:
+        held_out = self._held_out
+        if not self._baselines:
+            means = mean_targets(self._sums(held_out.sum_targets, pause))
+            baselines = add(self._sums(lambda batch: held_out.sum_baselines(batch, means), pause))
+            self._baselines = {head: float(total) / held_out.clips for head, total in baselines.items()}
+        sums = add(self._sums(lambda batch: held_out.sum_losses(batch, model), pause, lambda: self._idle(model)))
+        losses = {name: float(total) / held_out.clips for name, total in sums.items()}
+        figures = {"loss": losses["total"]}
+        for head, baseline in self._baselines.items():
+            figures |= {f"loss_{head}": losses[head], f"explained_{head}": 1 - losses[head] / baseline}
+        return Measured(figures, held_out.clips)
+
+    def _sums(
+        self, compute: Callable[[Batch], Sums], pause: Pause, idle: Callable[[], None] = lambda: None
+    ) -> list[Sums]:
+        """Return the sums of all groups, from all ranks."""
+        found = in_rounds(self._held_out.groups, self._own(compute, idle), self._rank, pause, idle)
+        if failed := next((sums for sums in found if isinstance(sums, str)), ""):
+            raise UnreadableShardsError(failed)
+        return [sums for sums in found if not isinstance(sums, str)]
+
+    def _own(self, compute: Callable[[Batch], Sums], idle: Callable[[], None]) -> Iterator[Sums | str]:
+        """Yield this rank's sums, or the reason why the clips cannot be read, as often as this rank has groups."""
+        groups, batches = range(self._rank.rank, self._held_out.groups, self._rank.world), None
+        problem = ""
+        for _ in groups:
+            batch = None
+            if not problem:
+                try:
+                    batches = batches or self._held_out.read(self._rank.rank, self._rank.world)
+                    batch = next(batches)
+                except FAILURES as error:
+                    problem = str(error)
+            if batch is None:
+                idle()
+                yield problem
+            else:
+                yield compute(batch)
+        if batches is not None:
+            batches.close()
+
+    def _idle(self, model: nn.Module) -> None:
+        if self._sharded:
+            config, device = self._held_out.config, self._rank.device
+            clips = torch.zeros(1, config.clip.frames, config.clip.size, config.clip.size, 3, dtype=torch.uint8)
+            flow = clips[..., :2].half() if config.target.needs_flow else None
+            seeds = torch.zeros(1, dtype=torch.int64)
+            model(clips.to(device), seeds.to(device), None if flow is None else flow.to(device))

@@ -1,4 +1,4 @@
-"""srun, scancel, scontrol and sinfo of a pretended job on this machine, for tests of the supervisor in seconds.
+"""srun, scancel, scontrol, sbatch, squeue and sinfo of a pretended job, for tests of the supervisor in seconds.
 
 The program that this file is linked as decides what it does. srun prints what Slurm 22.05 prints, as recorded in
 ``test_step_failure.py``; the folder FAKE_SLURM holds the state of the job.
@@ -77,11 +77,28 @@ def scontrol(words: list[str]) -> int:
     return 0
 
 
+def sbatch(words: list[str]) -> int:
+    sys.stdin.read()
+    print("8")
+    return 0
+
+
+def squeue(words: list[str]) -> int:
+    return 0
+
+
 def sinfo(words: list[str]) -> int:
     print("\n".join(f"node{number}" for number in range(1, 9)))
     return 0
 
 
 if __name__ == "__main__":
-    programs = {"srun": srun, "scancel": scancel, "scontrol": scontrol, "sinfo": sinfo}
+    programs = {
+        "srun": srun,
+        "scancel": scancel,
+        "scontrol": scontrol,
+        "sinfo": sinfo,
+        "sbatch": sbatch,
+        "squeue": squeue,
+    }
     sys.exit(programs[Path(sys.argv[0]).name](sys.argv[1:]))

@@ -25,11 +25,11 @@ class Job:
         self.run.mkdir()
         programs = folder / "bin"
         programs.mkdir()
-        for name in ("srun", "scancel", "scontrol", "sinfo"):
+        for name in ("srun", "scancel", "scontrol", "sbatch", "squeue", "sinfo"):
             (programs / name).write_text(f"#!{sys.executable}\n" + (HERE / "fake_slurm.py").read_text())
             (programs / name).chmod(0o755)
         names = ",".join(f"node{number + 1}" for number in range(nodes))
-        job = {"JobState": "RUNNING", "Restarts": 0, "NodeList": names, "BatchHost": "node1"}
+        job = {"JobState": "RUNNING", "Restarts": 0, "NodeList": names, "NumNodes": nodes, "BatchHost": "node1"}
         (folder / "job.json").write_text(json.dumps(job))
         (folder / "acts.json").write_text(json.dumps(acts))
         variables = {
@@ -41,7 +41,7 @@ class Job:
             "SLURM_JOB_NUM_NODES": str(nodes),
             "SLURM_JOB_PARTITION": "low",
         }
-        command = [sys.executable, "-m", "slurm.batch.supervisor", str(self.run), f"--ranks-per-node={ranks}"]
+        command = [sys.executable, "-m", "slurm.batch.supervisor", str(self.run), f"--ntasks-per-node={ranks}"]
         step = ["--", "srun", "--output", "%j_%t.out", "--", sys.executable, str(HERE / "rank.py"), str(folder)]
         self.process = subprocess.Popen(
             [*command, *options, *step],
