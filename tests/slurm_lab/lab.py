@@ -211,6 +211,10 @@ class Lab:
         self._wait(reached, seconds, lambda: f"job {job_id} is {state or 'unknown'}, not {' or '.join(states)}")
         return state
 
+    def wait_until(self, holds: Callable[[], bool], seconds: float) -> None:
+        """Wait until ``holds()`` is true, or raise a TimeoutError after ``seconds``."""
+        self._wait(holds, seconds, lambda: self.run("squeue", "-o", "%i %j %T %r").stdout)
+
     def power_on(self, node: str) -> None:
         """Start a node and plug it in."""
         number = int(node.removeprefix("node"))
