@@ -30,11 +30,13 @@ class _Row(JsonModel):
 
     job: JobId
     restart: NonNegativeInt
+    start: NonNegativeInt = 0
 
 
 class _Start(_Row):
     what: Literal["start"]
     nodes: list[NodeName]
+    step_id: NonNegativeInt = 0
 
 
 class _Failure(_Row):
@@ -55,20 +57,45 @@ class AttemptLog:
         self.path = run / "attempts.jsonl"
         self._warned = False
 
-    def log_start(self, attempt: Attempt, nodes: Sequence[str]) -> None:
-        append_row(self.path, what="start", job=attempt.job, restart=attempt.restart, nodes=list(nodes))
+    def log_start(self, attempt: Attempt, nodes: Sequence[str], launch: int = 1, step_id: int = 0) -> None:
+        """Append the start of an attempt: its nodes, the supervisor's number of its job step, and Slurm's."""
+        append_row(
+            self.path,
+            what="start",
+            job=attempt.job,
+            restart=attempt.restart,
+            start=attempt.start,
+            nodes=list(nodes),
+            launch=launch,
+            step_id=step_id,
+        )
 
     def log_failure(self, attempt: Attempt, reason: EndReason, step: int, node: str = "") -> None:
         """Append the failure of an attempt: ``step`` of the newest checkpoint, and the ``node`` at fault, if known."""
         node = node if _is_node(node) else ""  # from a message of srun; the failure counts without a node, too
         append_row(
-            self.path, what="failure", job=attempt.job, restart=attempt.restart, reason=reason, step=step, node=node
+            self.path,
+            what="failure",
+            job=attempt.job,
+            restart=attempt.restart,
+            start=attempt.start,
+            reason=reason,
+            step=step,
+            node=node,
         )
 
     def last_start(self) -> tuple[Attempt, list[str]] | None:
         """Return the newest attempt and its nodes; None before the first attempt."""
         starts = [row for row in self._rows() if isinstance(row, _Start)]
-        return (Attempt(job=starts[-1].job, restart=starts[-1].restart), starts[-1].nodes) if starts else None
+        if not starts:
+            return None
+        last = starts[-1]
+        return Attempt(job=last.job, restart=last.restart, start=last.start), last.nodes
+
+    def last_step_id(self, job: str) -> int:
+        """Return the highest ID of a job step of ``job`` since it was last queued; -1 if there is none."""
+        starts = [row for row in self._rows() if isinstance(row, _Start) and row.job == job]
+        return max((row.step_id for row in starts if row.restart == starts[-1].restart), default=-1)
 
     def excluded_nodes(self) -> dict[str, str]:
         """Return the nodes that the run avoids, each with the reason, in the order of their last failures."""
@@ -79,18 +106,18 @@ class AttemptLog:
         return {
             node: " and ".join(row.reason.description for row in rows[-FAILURES_TO_EXCLUDE:])
             for node, rows in failures_of.items()
-            if len({(row.job, row.restart) for row in rows}) >= FAILURES_TO_EXCLUDE
+            if len({(row.job, row.restart, row.start) for row in rows}) >= FAILURES_TO_EXCLUDE
             or any(row.reason is EndReason.BAD_NODE for row in rows)
         }
 
     def has_failure(self, attempt: Attempt, node: str) -> bool:
-        key = attempt.job, attempt.restart, node
-        return any((row.job, row.restart, row.node) == key for row in self._failures())
+        key = attempt.job, attempt.restart, attempt.start, node
+        return any((row.job, row.restart, row.start, row.node) == key for row in self._failures())
 
     def failures_without_progress(self, *jobs: str) -> int:
         """Count the failed attempts of ``jobs`` since their newest checkpoint."""
         failures = [row for row in self._failures() if row.job in jobs]
-        return len({(row.job, row.restart) for row in failures if row.step == failures[-1].step})
+        return len({(row.job, row.restart, row.start) for row in failures if row.step == failures[-1].step})
 
     def _failures(self) -> list[_Failure]:
         return [row for row in self._rows() if isinstance(row, _Failure)]

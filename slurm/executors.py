@@ -5,12 +5,15 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from submitit.slurm.slurm import SlurmExecutor
 
-from motionmae.config import Config
+from motionmae.config import Config, LaunchConfig
+from motionmae.config.schema import accumulation_steps
+from motionmae.errors import UserError
 from slurm.sbatch import check_environment, check_options, requested_resources
 
 
@@ -62,12 +65,15 @@ class TrainingExecutor(SlurmExecutor):
     ) -> None:
         launch = config.launch
         super().__init__(folder, max_num_timeout=launch.max_timeouts)
-        self._run, self._max_retries = config.run_folder, launch.max_retries
+        self._config = config
         variables = job_environment(config, code, "slurm", environment)
         check_environment(variables)
+        resources = requested_resources(launch) | {"nodes": launch.nodes + launch.spares}
         name = job_name(config)
-        options = {"job-name": name, "output": folder, "chdir": code, **extra, **requested_resources(launch)}
+        options = {"job-name": name, "output": folder, "chdir": code, **extra, **resources}
         check_options(options)
+        # By default Slurm ends a whole job minutes after a node was lost, when the run has long gone on without it.
+        keep_allocation = {"no-kill": True} if goes_on_without_node(launch) else {}
         self.update_parameters(
             job_name=name,
             signal_delay_s=launch.signal_seconds,
@@ -75,8 +81,8 @@ class TrainingExecutor(SlurmExecutor):
             setup=[f"export {key}={shlex.quote(value)}" for key, value in variables.items()],
             # srun inherits neither option from the script (the second since Slurm 22.05)
             srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={launch.cpus_per_task}"],
-            additional_parameters={"requeue": True, "chdir": str(code), **extra},
-            **requested_resources(launch),
+            additional_parameters={"requeue": True, **keep_allocation, "chdir": str(code), **extra},
+            **resources,
         )
 
     @classmethod
@@ -90,7 +96,40 @@ class TrainingExecutor(SlurmExecutor):
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         """Return submitit's script with srun started by :mod:`slurm.batch.supervisor`."""
         text = super()._make_submission_file_text(command, uid)
-        policy = shlex.join([sys.executable, "-m", "slurm.batch.supervisor", str(self._run), str(self._max_retries)])
         before, srun, after = text.rpartition("\nsrun ")
+        options, program, _ = after.partition(command)
         assert srun, "submitit starts the ranks with srun"
-        return f"{before}\nexec {policy} srun {after}"
+        supervisor = [sys.executable, "-m", "slurm.batch.supervisor", *supervisor_arguments(self._config)]
+        return f"{before}\nexec {shlex.join(supervisor)} -- srun {options}-- {program}\n"
+
+
+def supervisor_arguments(config: Config) -> list[str]:
+    """Return the arguments of :mod:`slurm.batch.supervisor` for a run."""
+    launch = config.launch
+    arguments = {
+        "max-retries": launch.max_retries,
+        "node-counts": ",".join(map(str, node_counts(config))),
+        "ntasks-per-node": launch.ntasks_per_node,
+        "signal-seconds": launch.signal_seconds,
+        "join-seconds": launch.preflight_seconds,
+        "heartbeat-seconds": launch.heartbeat_seconds,
+    }
+    options = [f"--{key}={value}" for key, value in arguments.items()]
+    flags = {"--standby": launch.standby, "--no-kill": goes_on_without_node(launch)}
+    return [str(config.run_folder), *options, *(flag for flag, is_set in flags.items() if is_set)]
+
+
+def goes_on_without_node(launch: LaunchConfig) -> bool:
+    """Return whether the run may go on inside its allocation after the loss of a node."""
+    return launch.spares > 0 or launch.min_nodes > 0
+
+
+def node_counts(config: Config) -> list[int]:
+    """Return the numbers of nodes on which a run can train, the largest first: their ranks divide the batch."""
+    launch = config.launch
+    counts = [launch.nodes]
+    for nodes in range(launch.nodes - 1, launch.min_nodes - 1 if launch.min_nodes else launch.nodes, -1):
+        with suppress(UserError):
+            accumulation_steps(config, nodes * launch.ntasks_per_node)
+            counts.append(nodes)
+    return counts

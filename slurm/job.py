@@ -25,11 +25,13 @@ from submitit.helpers import Checkpointable
 from motionmae.config import Config
 from motionmae.distributed.rendezvous import training_port
 from motionmae.errors import UserError
+from motionmae.runs import events
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason, classify_error
 from motionmae.text import LINES, join_lines, say
 from slurm import scontrol
 from slurm.batch.chain import Chain
+from slurm.batch.member import Membership, join, take_place
 from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, stop_with_controller
 
 
@@ -59,7 +61,24 @@ class TrainJob(Checkpointable):
 
     def __call__(self) -> str:
         """Run one attempt on this rank. Return the end reason if the run finished, else exit with the reason's code."""
+        membership = join()
+        try:
+            reason = self.run(membership)
+        except SystemExit as exit_:
+            if membership:
+                membership.leave(int(exit_.code or 0))
+            raise
+        if membership:
+            membership.leave(0)
+        return reason
+
+    def run(self, membership: Membership | None) -> str:
+        """Take a place in the attempt and train. A process of a standby step waits for its place here."""
         environment = submitit.JobEnvironment()
+        if membership:
+            take_place(membership.wait(lambda: prepare(self.config)))
+            if membership.standby:
+                become_rank(environment)
         os.environ.update(rendezvous(environment))
         if environment.cluster == "local":
             stop_with_controller()
@@ -74,6 +93,7 @@ class TrainJob(Checkpointable):
                 if environment.cluster == "slurm":
                     self.preflight(environment)
                 with monitoring_sinks(self.config) as sinks:
+                    sinks = [*sinks, membership] if membership else sinks
                     reason = run_training(self.config, signals=signals, sinks=sinks)
             except Exception as error:
                 if isinstance(error, UserError):
@@ -110,10 +130,32 @@ class TrainJob(Checkpointable):
         except BadNode as error:
             abort(EndReason.BAD_NODE, f"node {nodes[environment.global_rank]} failed: {error}")
         except Unreachable as error:
-            attempt = Attempt(job=environment.job_id, restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0))
             for node in error.nodes:
-                AttemptLog(run).log_failure(attempt, EndReason.BAD_NODE, 0, node)
+                AttemptLog(run).log_failure(Attempt.begin(0), EndReason.BAD_NODE, 0, node)
             abort(EndReason.LOST_PEERS, str(error))
+
+
+def prepare(config: Config) -> None:
+    """Do what a rank can do before it knows its place: import the slow packages and open the shards."""
+    import torch
+
+    from motionmae.data.open_shards import load_sources
+    from motionmae.engine.deepspeed_engine import import_deepspeed
+    from motionmae.training.setup import make_task
+
+    import_deepspeed(torch.device("cuda" if config.engine.device == "cuda" else "cpu"))
+    make_task(config)
+    load_sources(config.data)
+
+
+def become_rank(environment: submitit.JobEnvironment) -> None:
+    """Write to the log of the rank whose place this standby process has taken, and count its age from now."""
+    for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+        stream.flush()
+        log = os.open(environment.paths.stdout, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.dup2(log, descriptor)
+        os.close(log)
+    events.count_age_from_now()
 
 
 def is_preempted(environment: submitit.JobEnvironment) -> bool:

@@ -18,7 +18,10 @@ from motionmae.text import excerpt, join_lines
 _OPTIONS = {name: name.replace("_", "-") for name in LaunchConfig.model_fields}
 _TEXTS = {name for name, field in LaunchConfig.model_fields.items() if field.annotation is str}
 """Keys of `launch` with free text, which must be quoted as YAML."""
-_NOT_PASSED_ON = {"signal_seconds", "max_timeouts", "max_retries", "chain", "preflight_seconds"}
+_NOT_PASSED_ON = {
+    *("signal_seconds", "max_timeouts", "max_retries", "chain", "preflight_seconds"),
+    *("spares", "min_nodes", "standby", "heartbeat_seconds"),
+}
 """Keys of `launch` that are not options of sbatch with the same name."""
 _RESOURCES = [name for name in LaunchConfig.model_fields if name not in _NOT_PASSED_ON]
 _FLAG_OF_RESERVED = {"array": "--seeds", "signal": "--signal-seconds"} | {

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from submitit.slurm.slurm import _parse_node_list  # parses every form of Slurm's host lists
 
@@ -31,6 +32,8 @@ class JobState:
     preempted: bool = field(default=False, compare=False)
     cancelled: bool = field(default=False, compare=False)  # a person has cancelled the job, or it has just ended
     excluded: tuple[str, ...] = field(default=(), compare=False)  # nodes that the job must not use
+    batch_host: str = field(default="", compare=False)  # node of the batch script
+    seconds_left: float = field(default=float("inf"), compare=False)  # until the time limit of a running job
     nodes: int = field(default=0, compare=False)  # number of nodes that the job needs
     queue: dict[str, str] = field(default_factory=dict, compare=False)  # partition, account, qos, by option of sbatch
 
@@ -103,6 +106,8 @@ def parse_job(line: str) -> JobState:
         preempted=bool(_value(line, "PreemptTime")),
         cancelled=name in ("CANCELLED", "COMPLETING") and not reason and not _value(line, "PreemptTime"),
         excluded=tuple(expand_nodes(excluded)),
+        batch_host=_value(line, "BatchHost"),
+        seconds_left=_seconds_until(_value(line, "EndTime")) if name == "RUNNING" else float("inf"),
         nodes=int(re.split(r"\D", _value(line, "NumNodes"))[0] or 0),
         queue={key.lower(): value for key in _QUEUE if (value := _value(line, key))},
     )
@@ -111,6 +116,14 @@ def parse_job(line: str) -> JobState:
 def expand_nodes(host_list: str) -> list[str]:
     """Return the names in one of Slurm's host lists; empty for an empty text."""
     return _parse_node_list(host_list) if host_list else []
+
+
+def _seconds_until(moment: str) -> float:
+    """Return the seconds until a moment in Slurm's form; infinite if it is ``Unknown`` or ``UNLIMITED``."""
+    try:
+        return datetime.fromisoformat(moment).timestamp() - time.time()
+    except ValueError:
+        return float("inf")
 
 
 def _value(line: str, key: str) -> str:

@@ -40,7 +40,7 @@ from motionmae.runs.checkpoint_manifest import STATE
 from motionmae.runs.lease import Lease
 from motionmae.runs.memory_folder import MemoryFolder, Share
 
-CLOSE_SECONDS = 20.0  # time that a copy in progress has to finish after the attempt fails
+CLOSE_SECONDS = 5.0  # time that a copy in progress has to finish after the attempt fails
 SLOW_SECONDS = 1.0  # waits for the former copy that are longer than this are logged, once
 _NICE = 10
 _PIECE = 64 << 20  # bytes of one message between nodes

@@ -116,11 +116,15 @@ def _key(share: Share) -> _Key:
     return _Key(share.position, share.attempt, share.world)
 
 
+def newest_position(store: CheckpointStore) -> int:
+    """Return the position of the newest checkpoint with a readable manifest; 0 if there is none."""
+    return max((checkpoint.position for checkpoint in store.complete()), default=0)
+
+
 def _look_at_disk(store: CheckpointStore) -> _Disk:
-    found = store.newest_first()
-    positions = [checkpoint.position for _, checkpoint in found if isinstance(checkpoint, Checkpoint)]
     damaged = (path.name.removeprefix("damaged-") for path in store.renamed_damaged())
-    return _Disk(max(positions, default=0), frozenset([*(path.name for path, _ in found), *damaged]))
+    names = (path.name for path, _ in store.newest_first())
+    return _Disk(newest_position(store), frozenset([*names, *damaged]))
 
 
 def _counts(key: _Key, base: str | None, disk: _Disk, lease: Lease) -> bool:

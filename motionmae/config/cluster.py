@@ -30,6 +30,14 @@ class LaunchConfig(Section):
     """Time limits that a run may reach before it stops requeueing itself."""
     max_retries: NonNegativeInt = 5
     """Consecutive failures without a new checkpoint that are retried."""
+    spares: NonNegativeInt = 0
+    """Nodes to request beyond `nodes`. They wait, and take the place of a node that is lost or fails."""
+    min_nodes: NonNegativeInt = 0
+    """Without a spare, continue inside the allocation on at least this many nodes. 0: queue again for all nodes."""
+    standby: bool = True
+    """Keep a second, waiting process per rank, which has made its imports and takes over when an attempt fails."""
+    heartbeat_seconds: NonNegativeInt = 5
+    """Seconds without an answer after which a node counts as lost. 0: only Slurm decides (SlurmdTimeout)."""
     chain: NonNegativeInt = 0
     """Jobs that wait behind the run's job (sbatch --dependency=singleton) and continue the run where Slurm does not
     requeue it: PreemptMode=CANCEL, a limit without requeue, a node without scontrol."""
@@ -49,6 +57,8 @@ class LaunchConfig(Section):
     """Free text shown by squeue."""
 
     def check(self) -> None:
+        if self.min_nodes > self.nodes:
+            raise refusal("launch.min_nodes", self.min_nodes, f"it must be at most launch.nodes={self.nodes}")
         if self.signal_seconds >= 60 * self.time:
             allowed = f"it must be less than the time limit, launch.time={self.time} minutes"
             raise refusal("launch.signal_seconds", self.signal_seconds, allowed)

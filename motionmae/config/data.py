@@ -18,7 +18,7 @@ from motionmae.config.refusals import describe_refusal
 from motionmae.config.section import MAY_CHANGE, MAY_CHANGE_RESULT, NodePath, PathOrUrl, Probability, Section, refusal
 from motionmae.config.text_types import OneLine
 
-REMOTE_SCHEMES = ("http", "https", "s3")
+REMOTE_SCHEMES = ("http", "https", "s3", "gs", "az")
 """URL schemes of remote shards. None of them can run a program."""
 
 

@@ -116,6 +116,14 @@ class LogConfig(Section):
     """Weights & Biases. offline: files in the run folder, for `wandb sync`; online: sent at once."""
     wandb_project: str = "motionmae"
     """Project in Weights & Biases."""
+    mlflow: bool = False
+    """MLflow, on the server of the variable MLFLOW_TRACKING_URI, or without one in the file OUTPUT_DIR/mlflow.db."""
+    mlflow_experiment: str = "motionmae"
+    """Experiment in MLflow."""
+    trackio: bool = False
+    """Trackio, on this machine, or on the server of the variable TRACKIO_SERVER_URL."""
+    trackio_project: str = "motionmae"
+    """Project in Trackio."""
     stalled_head_clips: NonNegativeInt = 20_000
     """Clips after which a run warns if a head explains less than 1 % of its target, but not before the end of the
     warm-up. 0 disables the check. Pre-training only."""

@@ -14,7 +14,8 @@ from motionmae.data.mixture.order import Cursor, Order
 from motionmae.data.mixture.reader import MixtureReader
 from motionmae.data.mixture.sources import Sources
 from motionmae.data.remote.cache import ShardCache
-from motionmae.data.remote.download import RemoteFolder, is_remote
+from motionmae.data.remote.download import RemoteFolder
+from motionmae.data.remote.file_systems import is_remote
 from motionmae.data.remote.prefetch import ShardPrefetcher
 from motionmae.data.shards.manifest import MANIFEST, Manifest, check_whole, parse_manifest
 from motionmae.data.shards.reader import LocalFolder, ShardReader

@@ -8,7 +8,8 @@ from motionmae.config import Config
 from motionmae.config.schema import accumulation_steps, steps_per_epoch
 from motionmae.data.mixture.sources import Sources
 from motionmae.data.open_shards import load_sources
-from motionmae.data.remote.download import UnreachableError, is_remote
+from motionmae.data.remote.download import UnreachableError
+from motionmae.data.remote.file_systems import is_remote
 from motionmae.data.shards.manifest import MANIFEST
 from motionmae.planning.flops import count_classifier_parameters, forward_gflops, step_flops
 from motionmae.planning.gpus import USABLE, Gpu

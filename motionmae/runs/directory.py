@@ -24,13 +24,14 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"  # checkpoints, see :mod:`motionmae.runs.checkpoint_store`
         self.encoder = path / "encoder.safetensors"  # frozen encoder of a probe, absent from the checkpoints
         self.logs = path / "logs"  # standard output and error of the job's processes
+        self.trackers = path / "trackers.json"  # id of the run in W&B, MLflow and Trackio
         self.tensorboard = path / "tensorboard"
         self.validation = path / "validation"  # figures and confusion matrix of the newest and the best validation
         self.reconstructions = path / "reconstructions"  # pictures of reconstructed clips
 
     def refuse_foreign(self) -> None:
         """Raise a UserError if files have the names of a run's files, but the folder is not that of a run."""
-        replaced = (self.config, self.encoder, self.lease, self.job)
+        replaced = (self.config, self.encoder, self.lease, self.job, self.trackers)
         foreign = [path for path in replaced if path.is_symlink()]
         if not self._has_run():
             foreign += [path for path in (*replaced, self.events, self.metrics, self.attempts) if path.exists()]

@@ -207,8 +207,19 @@ def append_row(path: Path, **fields: Any) -> None:
         file.append({**fields, "time": time.time()})
 
 
+_age_from: float | None = None
+
+
+def count_age_from_now() -> None:
+    """Let :func:`process_age` count from now: the attempt of a standby process begins when it takes over."""
+    global _age_from
+    _age_from = time.monotonic()
+
+
 def process_age() -> float:
-    """Return the seconds since this process started; 0 if not on Linux."""
+    """Return the seconds since this process started, or since it took over; 0 if not on Linux."""
+    if _age_from is not None:
+        return time.monotonic() - _age_from
     try:
         began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     except OSError:

@@ -20,6 +20,8 @@ from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import Kind, Row, drop_repeated, parse_rows, read_rows
 from motionmae.runs.row_schema import fault_of
 
+START_VARIABLE = "MOTIONMAE_JOB_START"
+"""Environment variable with the number of starts that a job has made inside its allocation."""
 _SILENT_SECONDS = 900.0  # a run without a new row for this long is reported as silent
 _STRAGGLER_SCORE = 1.1  # the slowest rank counts as a straggler from this multiple of the median rank's time
 
@@ -40,7 +42,7 @@ class RunState(StrEnum):
 
 @dataclass(frozen=True)
 class Attempt:
-    """Identity of one start of a run. Every requeue starts a new attempt.
+    """Identity of one start of a run. Every requeue, and every restart inside the allocation, starts a new attempt.
 
     Code that knows only the lease, or only Slurm, leaves the other fields at their defaults.
     """
@@ -50,13 +52,15 @@ class Attempt:
     host: str = ""  # host of rank 0
     job: str = ""  # Slurm's job id; empty without Slurm
     restart: int = 0  # Slurm's count of the job's restarts
+    start: int = 0  # starts inside the allocation since then
 
     @classmethod
     def begin(cls, number: int) -> "Attempt":
         """Return a new attempt on this host, with a fresh id."""
         identity = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
         job, restart = os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-        return cls(number, identity, socket.gethostname(), job, restart)
+        start = int(os.environ.get(START_VARIABLE) or 0)
+        return cls(number, identity, socket.gethostname(), job, restart, start)
 
 
 @dataclass
@@ -266,7 +270,8 @@ def idle_category(row: Row) -> str:
     """Return the badput category of the idle time after a `stop`, `submitted` or `failure` event."""
     if row["kind"] == Kind.STOP:
         return EndReason(row["reason"]).badput
-    return "queue_wait" if row["kind"] == Kind.SUBMITTED or row.get("again") else "downtime"
+    queued = row.get("again") and not row.get("inside")
+    return "queue_wait" if row["kind"] == Kind.SUBMITTED or queued else "downtime"
 
 
 class RunTail:

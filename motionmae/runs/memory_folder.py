@@ -35,6 +35,7 @@ ROOT = Path("/dev/shm")
 ABANDONED_SECONDS = 86_400.0
 """Copies of another run that nobody has written for so long are deleted."""
 
+_TRIES = 10
 _STATE = re.compile(r"position-(?P<position>[0-9]{8,})-attempt-(?P<attempt>[0-9]+)")
 _SHARE = re.compile(r"share-[0-9]{5,}-of-[0-9]{5,}\.json")
 _RUN = re.compile(r".+-[0-9a-f]{16}")
@@ -76,10 +77,14 @@ class MemoryFolder:
 
     def begin(self, attempt: int, position: int) -> Path:
         """Create the folder of a state for all ranks of the node, or raise an OSError."""
-        create_private(self.path.parent)
         folder = self.state_folder(attempt, position)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return folder
+        for _ in range(_TRIES):
+            create_private(self.path.parent)
+            with suppress(FileNotFoundError):  # another run that ends on this node has just removed its empty parent
+                self.path.mkdir(mode=0o700, exist_ok=True)
+                folder.mkdir(mode=0o700, exist_ok=True)
+                return folder
+        raise FileNotFoundError(f"{self.path.parent} is removed again and again")
 
     def commit(self, share: Share) -> None:
         """Write the description of a share, whose files are complete."""

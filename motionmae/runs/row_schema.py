@@ -37,6 +37,7 @@ class _Start(_Event, total=False):
     number: int
     job: str
     restart: int
+    start: int
     code: str
 
 
@@ -69,6 +70,7 @@ class _Validation(_Event, total=False):
 class _End(_Event, total=False):
     reason: Required[_EndReason]
     again: bool
+    inside: bool
 
 
 class _CorruptSample(_Event):

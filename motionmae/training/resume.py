@@ -5,7 +5,7 @@ from pathlib import Path
 
 from motionmae.checkpointing import sharded
 from motionmae.checkpointing.memory_copies import MemoryCopies
-from motionmae.checkpointing.memory_resume import find_in_memory
+from motionmae.checkpointing.memory_resume import find_in_memory, newest_position
 from motionmae.distributed.context import DistributedContext, run_on_rank_zero
 from motionmae.errors import UserError
 from motionmae.runs.checkpoint_manifest import Checkpoint
@@ -30,6 +30,30 @@ def find_checkpoint(
         check: raises a UserError if the settings of the run differ from those of a state. Without a checkpoint on disk
             a run may start again with other settings, and then leaves its memory copies.
     """
+    newest = run_on_rank_zero(rank, lambda: newest_position(store))
+    if found := _find_in_memory(store, rank, copies, check, log_damaged):
+        return found
+    error: UserError | None = None
+    checkpoint: Checkpoint | None = None
+    try:
+        checkpoint = sharded.find_newest(store, rank, log_damaged)
+    except UserError as failure:
+        error = failure
+    is_older = error is not None or run_on_rank_zero(rank, lambda: newest_position(store)) < newest
+    if is_older and (found := _find_in_memory(store, rank, copies, check, log_damaged)):  # damaged ones were renamed
+        return found
+    if error:
+        raise error
+    return checkpoint
+
+
+def _find_in_memory(
+    store: CheckpointStore,
+    rank: DistributedContext,
+    copies: MemoryCopies,
+    check: Callable[[Checkpoint], object],
+    log_damaged: Callable[[Path, str], None],
+) -> Checkpoint | None:
     found = find_in_memory(copies.folder, store, rank, copies.lease, copies.nodes, log_damaged)
     if found and found.base is None:
         try:
@@ -37,8 +61,7 @@ def find_checkpoint(
         except UserError as error:
             if rank.is_rank_zero:
                 logger.warning("the copy of step %d in memory is not used: %s", found.step, error)
-            found = None
-    if found is None:
-        return sharded.find_newest(store, rank, log_damaged)
-    run_on_rank_zero(rank, store.discard_unfinished)
+            return None
+    if found:
+        run_on_rank_zero(rank, store.discard_unfinished)
     return found

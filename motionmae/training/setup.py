@@ -41,7 +41,7 @@ from motionmae.runs.git_revision import git_revision
 from motionmae.runs.lease import Lease, acquire_lease, current_holder
 from motionmae.text import get_logger
 from motionmae.training.callbacks.base import Callback, ProgressLine, SynchronizedGc
-from motionmae.training.callbacks.loggers import TensorBoard, WeightsAndBiases
+from motionmae.training.callbacks.loggers import TensorBoard
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.callbacks.stalled_heads import StalledHeads
 from motionmae.training.out_of_memory import explain_out_of_memory
@@ -50,6 +50,10 @@ from motionmae.training.resume import find_checkpoint
 from motionmae.training.state import TrainState, load_validation_record
 from motionmae.training.step_timer import StartupTimer
 from motionmae.training.task import Task
+from motionmae.training.trackers.base import Opener, open_tracker
+from motionmae.training.trackers.mlflow_run import MLflow
+from motionmae.training.trackers.trackio_run import Trackio
+from motionmae.training.trackers.wandb_run import WeightsAndBiases
 from motionmae.training.trainer import Trainer, damage_logger
 from motionmae.training.validation.validator import build_validator, protocol_of
 from motionmae.training.validation_record import ValidationRecord
@@ -241,6 +245,7 @@ def record_events(
         code=git_revision() if rank.is_rank_zero else "",
         job=attempt.job,
         restart=attempt.restart,
+        start=attempt.start,
     )
     try:
         yield events
@@ -322,8 +327,11 @@ def add_loggers(events: EventLog, config: Config, folder: RunFolder, resumed_ste
             events.add(TensorBoard(folder, resumed_step))
         except OSError as error:
             logger.warning("TensorBoard files cannot be written (%s); training continues", error)
-    if config.log.wandb != "off":
-        events.add(WeightsAndBiases(config, folder))
+    chosen = {"wandb": config.log.wandb != "off", "mlflow": config.log.mlflow, "trackio": config.log.trackio}
+    openers: dict[str, Opener] = {"wandb": WeightsAndBiases, "mlflow": MLflow, "trackio": Trackio}
+    for name, is_on in chosen.items():
+        if is_on and (tracker := open_tracker(name, openers[name], config, folder, resumed_step)):
+            events.add(tracker)
 
 
 def build_engine(

@@ -1,4 +1,4 @@
-"""Requeue policy: whether, when and on which nodes a failed job is tried again.
+"""Requeue policy: whether, when and on which nodes a failed attempt is tried again.
 
 Slurm itself requeues a job after a preemption or a node failure, and rank 0 requeues it after SIGUSR2. After any other
 failure, for example a killed rank, Slurm would end the job for good. This policy then asks Slurm to requeue it:
@@ -14,6 +14,8 @@ other nodes are up (:mod:`slurm.batch.excluded_nodes`).
 """
 
 import signal
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
@@ -25,6 +27,7 @@ from slurm.attempt_log import AttemptLog
 from slurm.batch import excluded_nodes
 from slurm.batch.batch_log import log
 from slurm.batch.chain import Chain
+from slurm.batch.node_choice import choose_nodes
 from slurm.batch.step_failure import Failure
 from slurm.scontrol import JobState
 
@@ -33,25 +36,35 @@ FIRST_PAUSE = 60
 
 
 class RequeuePolicy:
-    """Policy for one attempt of a job: decides whether and on which nodes the job is retried."""
+    """Policy of a job between two requeues: decides whether and on which nodes a failed attempt is retried."""
 
-    def __init__(self, run: RunFolder, attempt: Attempt, max_retries: int) -> None:
-        self.run, self.attempt, self.max_retries = run, attempt, max_retries
+    def __init__(self, run: RunFolder, attempt: Attempt, max_retries: int, signal_seconds: int = 0) -> None:
+        self.run, self.attempt, self.max_retries, self.signal_seconds = run, attempt, max_retries, signal_seconds
         self.attempts = AttemptLog(run.path)
         self.chain = Chain(run, attempt.job)
 
-    def decide(self, failure: Failure) -> None:
-        """Retry a failed job, unless a retry cannot help, or the job was cancelled or is already requeued."""
+    def begin(self, start: int, nodes: Sequence[str], launch: int, step_id: int) -> None:
+        """Log the start of an attempt: its ``nodes``, the supervisor's number of its step, and Slurm's."""
+        self.attempt = replace(self.attempt, start=start)
+        self.attempts.log_start(self.attempt, nodes, launch, step_id)
+
+    def decide(self, failure: Failure, lost: Collection[str] = (), counts: Sequence[int] = ()) -> list[str]:
+        """Return the nodes on which the next attempt starts now; empty if the job ends or is requeued.
+
+        Nothing is retried if a retry cannot help, or the job was cancelled or is already requeued. ``lost`` are nodes
+        that do not answer, and ``counts`` the numbers of nodes on which the run can train.
+        """
         job = scontrol.show_job(self.attempt.job)
         if job is not None and (job.name != "RUNNING" or job.restarts != self.attempt.restart):
             self.close_if_cancelled(job)
-            return
+            return []
         if failure.reason is EndReason.PREEMPTED:  # rank 0 could not requeue the job
             self.requeue()
-        elif failure.reason.requeue is Requeue.NEVER:
+            return []
+        if failure.reason.requeue is Requeue.NEVER:
             self.chain.close()
-        else:
-            self.retry(failure)
+            return []
+        return self.retry(failure, lambda: self.nodes_here(job, lost, counts))
 
     def close_if_cancelled(self, job: JobState) -> None:
         """End the chain of a job that a person cancelled."""
@@ -66,17 +79,20 @@ class RequeuePolicy:
         elif job is not None:
             self.close_if_cancelled(job)
 
-    def retry(self, failure: Failure) -> None:
-        """Log a failure and requeue the job, unless the job has failed too often."""
+    def retry(self, failure: Failure, nodes_here: Callable[[], list[str]] = list) -> list[str]:
+        """Log a failure; return the nodes for a start inside the allocation, or requeue the job if it may try again."""
         step = self.newest_step()
         self.attempts.log_failure(self.attempt, failure.reason, step, failure.node)
         count = self.attempts.failures_without_progress(*self.chain.jobs)
         once = failure.reason.requeue is Requeue.ONCE
         again = count <= (min(self.max_retries, 1) if once else self.max_retries)
         pause = FIRST_PAUSE * 4 ** (count - 2) if again and count > 1 else 0
-        self.log_failure_event(step, failure, again, pause)
+        nodes = nodes_here() if again and not pause else []
+        self.log_failure_event(step, failure, again, pause, inside=bool(nodes))
         cause = failure.reason.description + (f" (node {failure.node})" if failure.node else "")
-        if again:
+        if nodes:
+            log(f"{cause}: the run starts again on {', '.join(nodes)}, inside this allocation")
+        elif again:
             log(f"{cause}: the job is requeued" + (f" in {pause} s" if pause else ""))
             self.requeue(pause)
         else:
@@ -85,6 +101,22 @@ class RequeuePolicy:
                 "the job is not requeued; fix the cause (see the log above) and submit the run again"
             )
             self.chain.close()
+        return nodes
+
+    def nodes_here(self, job: JobState | None, lost: Collection[str], counts: Sequence[int]) -> list[str]:
+        """Return the nodes of this allocation on which the run can start again; empty if the queue is better.
+
+        The queue is better when the job is about to end, when too few nodes are left, or when the partition has nodes
+        in place of those on which the run failed before.
+        """
+        if job is None or job.preempted or job.out_of_time or job.seconds_left < self.signal_seconds:
+            return []
+        held = scontrol.expand_nodes(job.detail)
+        if job.batch_host not in held:  # Slurm has given up the node of this process
+            return []
+        up = [node for node in held if node not in {*lost, *scontrol.down_nodes(held)}]
+        failed = self.attempts.excluded_nodes()
+        return choose_nodes(up, failed, counts) or choose_nodes(up, self.nodes_to_avoid(), counts)
 
     def requeue(self, pause: int = 0) -> bool:
         """Let the run go on after ``pause`` seconds, without bad nodes; False if it cannot.
@@ -129,10 +161,10 @@ class RequeuePolicy:
                 self.attempts.log_failure(attempt, EndReason.NODE_DOWN, step, node)
                 self.log_failure_event(step, Failure(EndReason.NODE_DOWN, node), again=True, pause=0)
 
-    def log_failure_event(self, step: int, failure: Failure, again: bool, pause: int) -> None:
+    def log_failure_event(self, step: int, failure: Failure, again: bool, pause: int, inside: bool = False) -> None:
         starts = RunHistory(self.run.path).of(Kind.START)  # metrics.jsonl is too long to read before Slurm's SIGKILL
         row = {"attempt": starts[-1]["attempt"] if starts else "", "kind": Kind.FAILURE.value, "step": step}
-        row |= {"reason": failure.reason, "node": failure.node, "again": again, "pause": pause}
+        row |= {"reason": failure.reason, "node": failure.node, "again": again, "pause": pause, "inside": inside}
         row |= {"excluded": self.attempts.excluded_nodes(), "job": self.attempt.job, "restart": self.attempt.restart}
         append_row(self.run.events, **row)
 

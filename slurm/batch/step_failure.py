@@ -2,7 +2,7 @@
 
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from submitit.slurm.slurm import _parse_node_list  # parses every form of Slurm's host lists
@@ -34,6 +34,14 @@ class Failure:
     status: int = 1  # exit status of the failed rank; 137 for a killed rank
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A rank that has ended: its node, and its exit status if it has announced one."""
+
+    node: str
+    status: int | None = None
+
+
 def find_failure(lines: Iterable[str]) -> Failure:
     """Return the cause of a failed job step according to srun's messages on standard error.
 
@@ -45,8 +53,36 @@ def find_failure(lines: Iterable[str]) -> Failure:
         srun: error: node1: task 0: Exited with exit code 76
     """
     found = [failure for line in lines if (failure := _failure_in(line)) is not None]
-    decisive = [failure for reason in _DECISIVE for failure in found if failure.reason is reason]
-    return next(iter([*decisive, *found]), Failure(EndReason.NOT_STARTED))
+    return _decisive(found) or next(iter(found), Failure(EndReason.NOT_STARTED))
+
+
+def find_cause(ended: Sequence[Ended], lines: Sequence[str]) -> Failure | None:
+    """Return the cause of a failed attempt from its ranks in the order of their ends, and srun's messages.
+
+    None if the first rank has ended without a word and srun has not yet said how.
+    """
+    first = ended[0]
+    found = [failure for line in lines if (failure := _failure_in(line)) is not None]
+    announced = [failure_of_status(rank.status, rank.node) for rank in ended if rank.status]
+    if first.status is not None:
+        return _decisive([*announced, *found]) or announced[0]
+    of_first = [failure for line in lines if first.node in _nodes_in(line) and (failure := _failure_in(line))]
+    return _decisive([*announced, *found]) or next(iter(of_first), None)
+
+
+def failure_of_status(status: int, node: str) -> Failure:
+    """Return the failure of a rank on ``node`` that exits with ``status``."""
+    reason = _OF_EXIT_CODE.get(status, EndReason.CRASHED)
+    return Failure(reason, node if reason is EndReason.BAD_NODE else "", status)
+
+
+def _decisive(found: Sequence[Failure]) -> Failure | None:
+    return next((failure for reason in _DECISIVE for failure in found if failure.reason is reason), None)
+
+
+def _nodes_in(line: str) -> list[str]:
+    match = _TASK.match(line) or _LAUNCH.match(line)
+    return _parse_node_list(match["nodes"]) if match else []
 
 
 def _failure_in(line: str) -> Failure | None:
@@ -56,6 +92,5 @@ def _failure_in(line: str) -> Failure | None:
         return None
     node = _parse_node_list(task["nodes"])[0]
     if status := re.fullmatch(r"Exited with exit code (\d+)", task["end"]):
-        reason = _OF_EXIT_CODE.get(int(status[1]), EndReason.CRASHED)
-        return Failure(reason, node if reason is EndReason.BAD_NODE else "", int(status[1]))
+        return failure_of_status(int(status[1]), node)
     return Failure(EndReason.KILLED, node if task["end"].startswith(_SIGNALS) else "", 128 + signal.SIGKILL)

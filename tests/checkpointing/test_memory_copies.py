@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from motionmae.checkpointing.memory_copies import Ring
 from motionmae.config import Config
+from motionmae.models.motionmae import build_motionmae
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import read_rows
@@ -149,6 +150,23 @@ def test_a_killed_run_continues_from_memory_bitwise(
     assert [path for node in (0, 1) for path in (tmp_path / f"node{node}").rglob("*")] == []  # freed at the end
 
 
+@pytest.mark.parametrize("every", [3, 6])
+def test_a_damaged_checkpoint_leaves_the_older_copy(
+    shards: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path, every: int
+):
+    """The newest checkpoint, of step 6, is newer than the copy of step 5, and damaged; or it is the only one."""
+    config = run_of(shards, tmp_path / "runs", every_steps=every, memory_every_steps=5 if every == 6 else 2)
+    kill_before(config, tmp_path, 7)
+    for node in (0, 1):  # copies of step 6 are incomplete, where there are some
+        for share in (tmp_path / f"node{node}").glob("*/*/position-00000006-*/share-*"):
+            share.unlink()
+    flip(config.run_folder / "checkpoints/step-00000006/model-00000-of-00002.safetensors")
+    assert run_ranks(2, pretrain_on_nodes, config, tmp_path) == ["FINISHED"] * 2
+    (resume,) = rows_of(config, "resume")
+    assert (resume["step"], resume["source"]) == ((5, "memory") if every == 6 else (3, "disk"))
+    assert_same(final_state(config), undisturbed)
+
+
 def test_both_copies_damaged_fall_back_to_the_disk(shards: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path):
     config = run_of(shards, tmp_path / "runs", every_steps=4, memory_every_steps=3)
     kill_before(config, tmp_path, 8)
@@ -213,3 +231,43 @@ def test_a_rollback_discards_the_copies_before_it(shards: Path, tmp_path: Path):
     (resume,) = rows_of(config, "resume")
     assert (resume["step"], resume["source"]) == (4, "disk")
     assert CheckpointStore(RunFolder(config.run_folder).checkpoints).complete()[-1].position == 24 + 12
+
+
+@pytest.mark.parametrize("world", [3, 2])
+def test_copies_of_four_ranks_are_read_by_fewer_on_the_node_that_is_left(shards: Path, tmp_path: Path, world: int):
+    config = run_of(shards, tmp_path / "runs").updated(
+        {"optim.global_batch_size": 12, "optim.epochs": STEPS, "engine.micro_batch_size": 1, "engine.zero_stage": world}
+    )
+    alone = config.updated({"output_dir": str(tmp_path / "alone"), "checkpoint.memory_every_steps": 0})
+    run_ranks(2, run_training, alone)
+    kill_before(config, tmp_path, 6, world=4, ranks_per_node=2)
+    assert [len(shares_on(tmp_path, node)) for node in (0, 1)] == [4, 4]
+    shutil.rmtree(tmp_path / "node1")
+    assert run_ranks(world, pretrain_on_nodes, config, tmp_path, world) == ["FINISHED"] * world
+    (resume,) = rows_of(config, "resume")
+    assert (resume["step"], resume["source"]) == (4, "memory")
+    expected = final_state(alone)
+    found = final_state(config)
+    assert found.keys() == expected.keys()
+    assert max(float((value - expected[name]).abs().max()) for name, value in found.items()) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["full", "linear"])
+def test_a_fine_tuning_continues_from_memory_bitwise(tmp_path: Path, mode: str):
+    """With a moving average of the weights, and with a frozen encoder that only the run folder has."""
+    shards = make_shards(tmp_path / "shards", classes=3)
+    init = tmp_path / "encoder.pth"
+    torch.save({"model": build_motionmae(tiny_run(shards, tmp_path)).state_dict()}, init)
+    finetune = {"init": str(init), "mode": mode, "mixup": 0.0, "cutmix": 0.0, "layer_decay": 1.0}
+    changes = {"task": "finetune", "optim.ema_decay": 0.9, "data.repeated_sampling": 2, "finetune": finetune}
+    config = run_of(shards, tmp_path / "runs").updated(changes)
+    alone = config.updated({"output_dir": str(tmp_path / "alone"), "checkpoint.memory_every_steps": 0})
+    run_ranks(1, run_training, alone)
+    kill_before(config, tmp_path, 6, world=1)
+    init.unlink()
+    assert run_ranks(1, pretrain_on_nodes, config, tmp_path) == ["FINISHED"]
+    (resume,) = rows_of(config, "resume")
+    assert (resume["step"], resume["source"]) == (4, "memory")
+    expected = final_state(alone)
+    assert any(name.startswith("average ") for name in expected)
+    assert_same(final_state(config), expected)

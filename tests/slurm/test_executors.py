@@ -60,8 +60,10 @@ def test_the_script_asks_for_what_the_config_says() -> None:
         assert line in lines
     (command,) = (line for line in lines if " srun " in line)
     assert command.startswith(
-        f"exec {sys.executable} -m slurm.batch.supervisor {Path.cwd()}/runs/demo 5 srun --unbuffered "
+        f"exec {sys.executable} -m slurm.batch.supervisor {Path.cwd()}/runs/demo --max-retries=5 --node-counts=4 "
     )
+    assert " -- srun --unbuffered " in command
+    assert command.endswith(f" -- {sys.executable} -u -m submitit.core._submit {LOGS}")
     assert "--kill-on-bad-exit=1 --cpus-per-task=12" in command
     assert not any("PYTHONPATH=x" in line for line in lines)
 

@@ -1,5 +1,6 @@
 """A training run in the lab, submitted with slurm/submit.py, and the state of its files."""
 
+import re
 import sys
 import time
 from contextlib import suppress
@@ -132,19 +133,19 @@ class TrainingRun:
 def rank_processes(lab: Lab, job_id: str) -> dict[int, int]:
     """Process ID, as seen from outside the lab, of each rank of a job's current attempt.
 
-    Ranks of an earlier attempt may survive on a node that was cut off.
+    Ranks of an earlier attempt may survive on a node that was cut off. A rank's process is named ``rank 1 #2`` in the
+    third attempt (start 2) since the job was queued; a standby process has another name.
     """
     restarts = lab.job(job_id)["Restarts"].encode()
     mine = {f"SLURM_CONF={lab.folder}/slurm.conf".encode(), f"SLURM_JOB_ID={job_id}".encode()}
-    found = {}
+    found: dict[int, dict[int, int]] = {}
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # the process has ended
+            name = re.fullmatch(r"rank (\d+) #(\d+)\n", (path / "comm").read_text())
+            if name is None:
+                continue
             variables = (path / "environ").read_bytes().split(b"\0")
-            ranks = [int(v.partition(b"=")[2]) for v in variables if v.startswith(b"SLURM_PROCID=")]
             counts = [v.partition(b"=")[2] for v in variables if v.startswith(b"SLURM_RESTART_COUNT=")] or [b"0"]
-            ours = ranks and mine <= set(variables) and counts == [restarts]
-            # The batch script and srun have these variables and the rank's command among their arguments.
-            argv = (path / "cmdline").read_bytes().split(b"\0")
-            if ours and argv[1:4] == [b"-u", b"-m", b"submitit.core._submit"]:
-                found[ranks[0]] = int(path.name)
-    return found
+            if mine <= set(variables) and counts == [restarts]:
+                found.setdefault(int(name[2]), {})[int(name[1])] = int(path.name)
+    return found[max(found)] if found else {}

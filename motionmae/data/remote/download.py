@@ -1,4 +1,6 @@
-"""Download the files of a remote folder of shards over http(s) or s3 with fsspec. Failures are handled as follows.
+"""Download of the files of a remote folder of shards (http, https, s3, gs, az) with fsspec.
+
+Failures:
 
 - No connection, a timeout, a broken connection, or HTTP 408, 425, 429 or 5xx: the download is retried after 1, 2, 4,
   ... seconds. After ``data.remote_retries`` retries without a byte of progress, UnreachableError is raised.
@@ -24,10 +26,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import fsspec
-
 from motionmae.config import DataConfig
-from motionmae.config.data import REMOTE_SCHEMES
+from motionmae.data.remote.file_systems import (
+    OBJECT_STORES,
+    check_url,
+    describe,
+    is_bad_request,
+    is_connection_error,
+    is_refusal,
+    open_file_system,
+    status_of,
+)
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import ShardEntry
 from motionmae.errors import UserError
@@ -44,63 +53,12 @@ _TIME_FACTOR = 10.0  # a request may take this many times data.remote_timeout, p
 _POLL_SECONDS = 0.1  # interval between checks whether a running request is cancelled
 _SLOWEST = 64 << 10  # bytes per second of a shard
 _RANGE_BYTES = 16 << 20  # bytes per range request to an object store
-_CONNECTIONS = 100  # most at the same time, as for http; the default of botocore is 10
-_TEMPORARY_STATUS = (408, 425, 429)  # HTTP client errors that may be temporary
-_TRANSPORT = ("aiohttp", "aiobotocore", "asyncio", "botocore", "fsspec")
-"""Packages whose exceptions are connection errors."""
 
 Result = TypeVar("Result")
 
 
 class UnreachableError(UserError):
     """The server failed at all retries. A later try, or a try from another machine, may succeed."""
-
-
-def is_remote(folder: Path | str) -> bool:
-    return "://" in str(folder)
-
-
-def check_url(url: str) -> None:
-    """Raise UserError if a URL is not the plain address of a folder.
-
-    Other schemes are rejected because some schemes of fsspec run programs, user names because URLs are written to logs
-    and run folders, and queries because file names are appended to URLs.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in REMOTE_SCHEMES:
-        raise UserError(f"shards cannot be read from {url}: give a folder, or a URL of {', '.join(REMOTE_SCHEMES)}")
-    if not parts.netloc:
-        raise UserError(f"the shard URL {url} has no host or bucket: write {parts.scheme}://NAME/FOLDER")
-    if "@" in parts.netloc:
-        raise UserError(
-            f"the URL of shards at {parts.hostname} holds a user name, and URLs are written to logs: put the user name "
-            "into ~/.netrc (http) or the AWS_* environment (s3)"
-        )
-    if parts.query or parts.fragment:
-        raise UserError(
-            f"the URL of shards at {parts.hostname} ends in a query or fragment: give the plain address of the folder"
-        )
-
-
-def _file_system(scheme: str, timeout: float) -> Any:
-    """Create an fsspec file system that does not retry, and fails after ``timeout`` seconds without data."""
-    try:
-        if scheme == "s3":
-            settings = {"connect_timeout": timeout, "read_timeout": timeout, "retries": {"max_attempts": 0}}
-            settings["max_pool_connections"] = _CONNECTIONS
-            system = fsspec.filesystem("s3", config_kwargs=settings, use_listings_cache=False, skip_instance_cache=True)
-            system.retries = 1
-            return system
-        import aiohttp
-
-        limits = aiohttp.ClientTimeout(total=None, connect=timeout, sock_connect=timeout, sock_read=timeout)
-        # auto_decompress: a few compressed bytes could unpack to gigabytes; trust_env: proxies and ~/.netrc are used
-        options = {"timeout": limits, "auto_decompress": False, "trust_env": True}
-        return fsspec.filesystem(scheme, client_kwargs=options, skip_instance_cache=True)
-    except ImportError as error:
-        raise UserError(
-            f"reading {scheme}:// shards needs extra packages ({error}): pip install 'motionmae[remote]'"
-        ) from error
 
 
 @contextlib.contextmanager
@@ -153,7 +111,7 @@ class RemoteFolder:
         self._scheme = urlsplit(url).scheme
         self._retries = data.remote_retries
         self._seconds = _TIME_FACTOR * data.remote_timeout
-        self._fs = _file_system(self._scheme, data.remote_timeout)
+        self._fs = open_file_system(self._scheme, data.remote_timeout)
         self.closed = threading.Event()
         """Event that makes running downloads, and waits before a retry, raise CancelledError."""
         # atexit.register would be too late: the interpreter first waits for threads, which may wait for a download
@@ -169,7 +127,7 @@ class RemoteFolder:
             content = bytearray()
             sink = _Sink(content.extend, limit, InvalidJsonError, self.closed)
             with self._time_limit(name, self._seconds) as seconds:
-                if self._scheme == "s3":
+                if self._scheme in OBJECT_STORES:
                     sink.write(self._read_range(name, 0, limit + 1, seconds))
                 else:
                     self._wait(self._fetch(self.address(name), {}, sink), seconds)
@@ -211,7 +169,7 @@ class RemoteFolder:
             return
         sink = _Sink(partial(_append, file, folder), entry.bytes - start, refuse, self.closed)
         with self._time_limit(entry.name, self._seconds + sink.room / _SLOWEST) as seconds:
-            if self._scheme == "s3":
+            if self._scheme in OBJECT_STORES:
                 self._append_ranges(entry, sink, seconds)
             else:
                 headers = {"Range": f"bytes={start}-"} if start else {}
@@ -299,7 +257,7 @@ class RemoteFolder:
             if (held := progress()) > farthest:
                 failures, farthest = 0, held
             failures += 1
-            fault = " ".join(f"{type(last).__name__}: {last}".removesuffix(": ").split())
+            fault = describe(last)
             if failures > self._retries:
                 raise UnreachableError(
                     f"{self.address(name)} could not be read in {failures} tries, the last error was {fault}: check "
@@ -315,18 +273,15 @@ class RemoteFolder:
 
     def _raise_permanent(self, name: str, error: Exception) -> None:
         """Raise UserError if the server refuses permanently, or ``error`` if it is not a connection error."""
-        status = getattr(error, "status", 0)
-        if status == 416:
+        if status_of(error) == 416:
             detail = "it is now shorter than the bytes in the cache"
             raise self._wrong(name, Reason.TRUNCATED_SHARD, detail) from error
-        no_credentials = type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError")
-        if isinstance(error, PermissionError) or status in (401, 403) or no_credentials:
-            detail = " ".join(str(error).split())
+        if is_refusal(error):
             raise UserError(
-                f"no access to {self.address(name)} ({detail}): check this machine's credentials"
+                f"no access to {self.address(name)} ({describe(error)}): check this machine's credentials"
             ) from error
-        if status and 400 <= status < 500 and status not in _TEMPORARY_STATUS:
-            raise UserError(f"the server answered {self.address(name)} with HTTP {status}: check the URL") from error
-        package = type(error).__module__.split(".")[0]
-        if not isinstance(error, OSError) and package not in _TRANSPORT:
+        if is_bad_request(error):
+            answer = f"HTTP {status_of(error)}" if status_of(error) else describe(error)
+            raise UserError(f"the server answered {self.address(name)} with {answer}: check the URL") from error
+        if not is_connection_error(error):
             raise error

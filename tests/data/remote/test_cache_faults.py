@@ -14,7 +14,8 @@ from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.remote import download
-from motionmae.data.remote.download import UnreachableError, check_url
+from motionmae.data.remote.download import UnreachableError
+from motionmae.data.remote.file_systems import check_url
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.errors import UserError
 from tests.data.made_shards import flip_byte, make_shards, picture
@@ -229,10 +230,12 @@ class TestCounted:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("pipe://cat x", "give a folder, or a URL of http, https, s3"),
+        ("pipe://cat x", "give a folder, or a URL of http, https, s3, gs, az"),
         ("file:///data/toy", "give a folder"),
         ("ftp://host/toy", "give a folder"),
         ("s3:///toy", "has no host or bucket"),
+        ("gs://me:secret@clips/toy", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("az://clips/toy?sv=1&sig=secret", "query or fragment"),
         ("http://me:secret@host/toy", "holds a user name"),
         ("https://host/toy?token=secret", "query or fragment"),
     ],

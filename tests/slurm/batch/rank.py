@@ -1,0 +1,46 @@
+"""A rank without torch: it joins the roll call like a training rank, and then acts as the test has written.
+
+``acts.json`` in the folder of the test: for each start a map of rank to ``finish``, ``exit N``, ``die N``, ``kill`` or
+``wait``. ``exit`` announces the status, ``die`` does not.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from slurm.batch.member import join, start_ticks, take_place
+from slurm.batch.protocol import Report
+
+folder = Path(sys.argv[1])
+membership = join()
+assert membership is not None
+with (folder / "joined.txt").open("a") as file:
+    file.write(f"{'standby' if membership.standby else 'rank'} {os.getpid()} {os.environ['SLURMD_NODENAME']}\n")
+assignment = membership.wait(lambda: None)
+take_place(assignment)
+place = {key: os.environ[key] for key in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_NODELIST", "SLURM_NODEID")}
+row = {"start": assignment.start, "standby": membership.standby, "pid": os.getpid(), **place, "time": time.time()}
+row["predecessors_gone"] = all(start_ticks(p.pid) != p.began for p in assignment.predecessors)
+with (folder / "ranks.jsonl").open("a") as file:
+    file.write(json.dumps(row) + "\n")
+acts = json.loads((folder / "acts.json").read_text())
+act, _, number = acts[min(assignment.start, len(acts) - 1)].get(str(assignment.rank), "wait").partition(" ")
+membership._report(Report(what="trains"))
+signal.signal(signal.SIGTERM, lambda *_: None)
+ready = folder / f"go_{assignment.start}"
+while not ready.exists() and (folder / "hold").exists():
+    time.sleep(0.02)
+if act == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+elif act == "die":
+    os._exit(int(number))
+elif act == "exit":
+    membership.leave(int(number))
+    sys.exit(int(number))
+elif act == "finish":
+    membership.leave(0)
+else:
+    time.sleep(60)
