@@ -30,11 +30,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def finetuning(shards: tuple[Path, Path], runs: Path, **validation: Any) -> Config:
-    settings = {"shards": str(shards[1]), "every_steps": 2, **validation} if validation.get("shards", 1) else {}
-    config = tiny_run(shards[0], runs, optim={"ema_decay": 0.5, "base_lr": 0.2}, validation=settings)
-    return config.updated(
-        {"task": "finetune", "checkpoint.every_steps": 3, **{f"finetune.{k}": PLAIN[k] for k in PLAIN}}
-    )
+    config = tiny_run(shards[0], runs, optim={"ema_decay": 0.5, "base_lr": 0.2})
+    settings = {"shards": str(shards[1]), "every_steps": 2, **validation}
+    changes = {f"finetune.{key}": value for key, value in PLAIN.items()}
+    changes |= {f"validation.{key}": value for key, value in settings.items()}
+    return config.updated({"task": "finetune", "checkpoint.every_steps": 3, **changes})
 
 
 def losses(config: Config) -> list[float]:
@@ -67,8 +67,7 @@ def undisturbed(shards: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
 
 
 def test_validation_changes_no_bit_of_training(undisturbed: Config, shards: tuple[Path, Path], tmp_path: Path):
-    without = finetuning(shards, tmp_path, shards="")
-    assert not without.validation.shards
+    without = finetuning(shards, tmp_path).updated({"validation.shards": ""})
     assert run_ranks(1, run_all, [without])[0] == ["FINISHED"]
     assert_same_training(undisturbed, without)
     assert list(validations(undisturbed)) == [2, 4, 6, 8, 9]
