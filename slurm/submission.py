@@ -65,8 +65,7 @@ def load(arguments: argparse.Namespace) -> tuple[Site, Config]:
     """
     slurm = arguments.cluster == "slurm"
     site = load_site(arguments.site) if slurm else Site()
-    for option in site.sbatch:
-        sbatch.refuse_reserved_option(option, f"{site.file}: sbatch")
+    sbatch.run_options(site.sbatch, f"{site.file}: sbatch")
     overrides = [*arguments.overrides, *sbatch.launch_overrides(arguments)]
     config = absolute_paths(load_config(arguments.config, overrides, site if slurm else None))
     launch = config.launch
@@ -84,11 +83,12 @@ def load(arguments: argparse.Namespace) -> tuple[Site, Config]:
     return site, config
 
 
-def further_options(arguments: argparse.Namespace, site: Site) -> dict[str, str]:
+def further_options(arguments: argparse.Namespace, site: Site) -> sbatch.Options:
     """Return the sbatch options beyond the launch section. Precedence: site file < --dependency < --sbatch."""
     dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
     sbatch.check_options(dependency)
-    return {**site.sbatch, **dependency, **sbatch.parse_sbatch_options(arguments.sbatch)}
+    of_site = sbatch.run_options(site.sbatch, f"{site.file}: sbatch")
+    return {**of_site, **dependency, **sbatch.parse_sbatch_options(arguments.sbatch)}
 
 
 def slurm_executor(
@@ -106,7 +106,7 @@ def submit_links(arguments: argparse.Namespace, site: Site, config: Config, fold
     They exclude no node of the run: those that begin do that (:mod:`slurm.batch.excluded_nodes`).
     """
     options = further_options(arguments, site)
-    options["dependency"] = chain.dependency_of_link(options.get("dependency", ""))
+    options["dependency"] = chain.dependency_of_link(str(options.get("dependency", "")))
     environment = dict(site.environment) | {chain.LINK_VARIABLE: "1"}
     executor = TrainingExecutor(config, folder, code, options, environment)
     for number in range(1, config.launch.chain + 1):

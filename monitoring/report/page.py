@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from monitoring.goodput import CATEGORIES, Goodput, goodput_of
 from monitoring.report.charts import Curve, LineChart, short_number
 from monitoring.report.losses import HeadLoss, last_loss, loss_table
+from monitoring.report.models import ModelFacts
 from monitoring.report.pictures import BORROWED, Picture, data_url
 from motionmae.config import Config, config_yaml, flat
 from motionmae.runs.events import FAULTS, SOURCE_PASSES, SOURCE_SAMPLES, Kind, Phase
@@ -35,21 +36,23 @@ def render(
     pictures: Sequence[Picture] = (),
     losses: Sequence[HeadLoss] = (),
     notes: Sequence[str] = (),
+    models: Sequence[ModelFacts] = (),
 ) -> str:
-    """Return the HTML of a page about one run, or about several side by side."""
+    """Return the HTML of a page about one run, or about several side by side, and about other weights."""
     colours = [f"var(--run{number % 7})" for number in range(len(histories))]
     configs = {history.name: flat(history.config.model_dump()) for history in histories if history.config}
     if len(configs) == 1 == len(histories):
         configs = {"default": flat(Config().model_dump()), **configs}
     return _TEMPLATES.get_template("report.html").render(
-        title=" and ".join(history.name for history in histories),
+        title=" and ".join([*(history.name for history in histories), *(model.title for model in models)]),
+        models=models,
         now=time.strftime("%Y-%m-%d %H:%M %Z"),
         notes=notes,
         histories=histories,
         colours=colours,
         goodputs=[goodput_of(history) for history in histories],
         losses=loss_table(losses),
-        charts=_charts(histories, colours, losses),
+        charts=_charts(histories, colours, losses) if histories else [],
         pictures=pictures,
         configs=configs,
         config_differences=_differences(configs),

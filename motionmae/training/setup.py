@@ -26,7 +26,7 @@ from motionmae.distributed.context import (
     run_on_rank_zero,
 )
 from motionmae.distributed.process_group import distributed
-from motionmae.distributed.stop_requests import StopSignals
+from motionmae.distributed.stop_requests import Stopped, StopSignals
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine, import_deepspeed
@@ -92,7 +92,11 @@ def run_training(config: Config, *, signals: StopSignals | None = None, sinks: I
     """
     with ExitStack() as stack:
         signals = signals or stack.enter_context(StopSignals())
-        trainer = build_trainer(config, make_task(config), signals, sinks, stack)
+        try:
+            trainer = build_trainer(config, make_task(config), signals, sinks, stack)
+        except Stopped as stopped:
+            logger.warning("%s", stopped)
+            return stopped.end
         return trainer.fit() if trainer else EndReason.FINISHED
 
 
@@ -117,7 +121,7 @@ def build_trainer(
         UserError: settings or data are invalid, or differ from the run's.
     """
     startup = StartupTimer()
-    rank = stack.enter_context(distributed(config.engine))
+    rank = stack.enter_context(distributed(config.engine, signals))
     startup.done("process_group")
     folder = RunFolder(config.run_folder)
     store = CheckpointStore(folder.checkpoints)

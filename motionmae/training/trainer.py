@@ -111,7 +111,8 @@ class Trainer:
             request = validated.request
             if self.is_due(self.config.log.every_steps) or request.end or validated.row:
                 self.log_step(result, validated.row)
-            if not self.done and not validated.is_best and self.memory_copies.is_due(self.state.step):
+            is_saved_now = self.done or request.end or validated.is_best
+            if self.memory_copies.is_due(self.state.step) and not is_saved_now:
                 self.copy_to_memory()  # the best checkpoint is written to disk, and no copy in memory may precede it
             is_due = self.save_interval.is_due(self.state.step) or self.done or validated.is_best
             if is_due or request.end or request.save:

@@ -35,7 +35,7 @@ def test_the_published_rates_give_the_published_times_between_failures():
 
 
 def test_the_runs_own_failures_correct_the_rate():
-    times = RunTimes(step=1.0, failures=9, seconds_in_attempts=10 * DAY)
+    times = RunTimes(step=1.0, failures=9, seconds_in_training=10 * DAY)
     assert mean_time_between_failures(8, 1000 / 8 / 2, times) == pytest.approx(12 * DAY / 10)  # prior: 2 days
 
 
@@ -143,7 +143,7 @@ def test_times_are_measured_in_the_history(tmp_path: Path):
     assert times.restart == 10.0
     assert (times.failure_pause, times.queue) == (20.0, 300.0)
     assert (times.failures, times.interruptions) == (1, 1)
-    assert times.seconds_in_attempts == 110 + 90 + 30
+    assert times.seconds_in_training == 100 + 80 + 20
 
 
 def test_plan_predicts_the_goodput_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
