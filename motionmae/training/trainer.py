@@ -382,6 +382,6 @@ class Trainer:
 def damage_logger(events: EventLog, log: Callable[[str], None]) -> Callable[[Path, str], None]:
     def log_damage(folder: Path, defect: str) -> None:
         events.event(Kind.CHECKPOINT_DAMAGED, events.last_step, path=folder.name, reason=defect)
-        log(f"checkpoint {folder.name} is damaged ({defect}): trying the previous checkpoint")
+        log(f"checkpoint {folder.name} is damaged ({defect}): trying another copy or the previous checkpoint")
 
     return log_damage
