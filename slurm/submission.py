@@ -158,8 +158,8 @@ def check_shards(config: Config) -> None:
     data = config.data
     quick = data.model_copy(update={"remote_retries": 1, "remote_timeout": min(data.remote_timeout, 10)})
     try:
-        sources = load_sources(quick)
-        steps_per_epoch(config, sources.epoch_samples)
+        sources, ranks = load_sources(quick), config.launch.nodes * config.launch.ntasks_per_node
+        steps_per_epoch(config, sources.epoch_samples, ranks)
         check_held_out(config.updated({"data": quick}), sources.manifest.class_names)
     except UnreachableError as error:
         say(f"note: this machine cannot reach the shards, but the nodes may: {error}")

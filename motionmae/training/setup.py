@@ -125,7 +125,7 @@ def build_trainer(
     startup.done("process_group")
     folder = RunFolder(config.run_folder)
     store = CheckpointStore(folder.checkpoints)
-    run_on_rank_zero(rank, lambda: validate_before_start(folder, store, config))
+    run_on_rank_zero(rank, lambda: validate_before_start(folder, store, config, rank.world))
     run_on_rank_zero(rank, folder.create)
     lease = run_on_rank_zero(rank, lambda: acquire_lease(folder.path))
     events = stack.enter_context(record_events(folder, rank, lease, sinks))
@@ -193,7 +193,7 @@ def build_trainer(
     return trainer
 
 
-def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Config) -> None:
+def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Config, ranks: int = 1) -> None:
     """Raise a UserError if the folder is not a run's, or has a run with other settings or shards, or samples are few.
 
     A mistyped command changes nothing: this check comes before the run folder and its lease. Damaged checkpoints are
@@ -201,7 +201,7 @@ def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Con
     """
     folder.refuse_foreign()
     sources = load_sources(config.data)
-    steps_per_epoch(config, sources.epoch_samples)
+    steps_per_epoch(config, sources.epoch_samples, ranks)
     check_held_out(config, sources.manifest.class_names)
     saved = next(filter(None, map(_read_settings, reversed(store.complete()))), None)
     if saved is None and folder.config.is_file() and current_holder(folder.path):
