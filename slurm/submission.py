@@ -64,8 +64,7 @@ def load(arguments: argparse.Namespace) -> tuple[Site, Config]:
     """
     slurm = arguments.cluster == "slurm"
     site = load_site(arguments.site) if slurm else Site()
-    for option in site.sbatch:
-        sbatch.refuse_reserved_option(option, f"{site.file}: sbatch")
+    sbatch.run_options(site.sbatch, f"{site.file}: sbatch")
     overrides = [*arguments.overrides, *sbatch.launch_overrides(arguments)]
     config = absolute_paths(load_config(arguments.config, overrides, site if slurm else None))
     launch = config.launch
@@ -83,11 +82,12 @@ def load(arguments: argparse.Namespace) -> tuple[Site, Config]:
     return site, config
 
 
-def further_options(arguments: argparse.Namespace, site: Site) -> dict[str, str]:
+def further_options(arguments: argparse.Namespace, site: Site) -> sbatch.Options:
     """Return the sbatch options beyond the launch section. Precedence: site file < --dependency < --sbatch."""
     dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
     sbatch.check_options(dependency)
-    return {**site.sbatch, **dependency, **sbatch.parse_sbatch_options(arguments.sbatch)}
+    of_site = sbatch.run_options(site.sbatch, f"{site.file}: sbatch")
+    return {**of_site, **dependency, **sbatch.parse_sbatch_options(arguments.sbatch)}
 
 
 def slurm_executor(
@@ -105,7 +105,7 @@ def submit_links(arguments: argparse.Namespace, site: Site, config: Config, fold
     They exclude no node of the run: those that begin do that (:mod:`slurm.batch.excluded_nodes`).
     """
     options = further_options(arguments, site)
-    options["dependency"] = chain.dependency_of_link(options.get("dependency", ""))
+    options["dependency"] = chain.dependency_of_link(str(options.get("dependency", "")))
     environment = dict(site.environment) | {chain.LINK_VARIABLE: "1"}
     executor = TrainingExecutor(config, folder, code, options, environment)
     for number in range(1, config.launch.chain + 1):
@@ -156,7 +156,8 @@ def check_shards(config: Config) -> None:
     data = config.data
     quick = data.model_copy(update={"remote_retries": 1, "remote_timeout": min(data.remote_timeout, 10)})
     try:
-        steps_per_epoch(config, load_sources(quick).epoch_samples)
+        ranks = config.launch.nodes * config.launch.ntasks_per_node
+        steps_per_epoch(config, load_sources(quick).epoch_samples, ranks)
     except UnreachableError as error:
         say(f"note: this machine cannot reach the shards, but the nodes may: {error}")
 

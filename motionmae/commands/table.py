@@ -25,6 +25,7 @@ COMMANDS = {
     "shards merge": Entry("data_tools.merge", "merge folders of shards into one", _SHARDS),
     "shards beton": Entry("data_tools.make_beton", "write shards as one FFCV file", _SHARDS),
     "shards toy": Entry("data_tools.make_toy_dataset.cli", "render labelled videos to try MotionMAE on", _SHARDS),
+    "init": Entry("data_tools.init.cli", "look at a folder of videos, and write a config that fits it"),
     "config list": Entry("motionmae.commands.config:LIST", "list the configs that come with the code", _CONFIG),
     "config show": Entry("motionmae.commands.config:SHOW", "print a config with all its values", _CONFIG),
     "config diff": Entry("motionmae.commands.config:DIFF", "print the differences of two configs", _CONFIG),
@@ -66,6 +67,8 @@ From videos to a tested model, here on rendered videos and two CPU cores:
   4. fine-tune   motionmae finetune --config finetune_tiny_toy
   5. test        motionmae test finetune_tiny_toy
   6. predict     motionmae predict finetune_tiny_toy data/toy_videos/val
+
+With your own videos, begin with `motionmae init VIDEOS`: it writes a config that fits, and prints these commands.
 
 Look at a run, also while it trains:
 

@@ -176,9 +176,7 @@ def test_remote_shards_are_looked_at_before_anything_is_submitted(
     with serving(tmp_path / "shards") as server:
         config = load_config("demo", [f"data.shards={server.url}"])
         submission.check_shards(config)
-        with pytest.raises(
-            UserError, match=r"16 samples, fewer than one step takes: set optim\.global_batch_size=16 or less"
-        ):
+        with pytest.raises(UserError, match=r"16 samples, fewer than one step takes .*: set optim\.global_batch_size="):
             submission.check_shards(config.updated({"optim.global_batch_size": 32}))
         with pytest.raises(UserError, match=r"has no manifest\.json"):
             submission.check_shards(load_config("demo", [f"data.shards={server.url}/nowhere"]))

@@ -1,4 +1,4 @@
-"""Compare the goodput of finished runs with the predicted goodput: `python -m tests.slurm_lab.goodput RUN ...`.
+"""Compare the goodput of finished runs with the predicted goodput: `python -m tests.planning.chaos_goodput RUN ...`.
 
 The times and the rates of faults are measured in the run itself, as `motionmae plan --goodput --history RUN` does. Exit
 status 1 means that a prediction is more than three points off.
