@@ -13,7 +13,7 @@ import pytest
 
 from motionmae.distributed import store
 from motionmae.errors import UserError
-from tests.training.launch import free_port
+from tests.training.launch import TIMEOUT, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 Started = subprocess.Popen[str]
@@ -58,7 +58,7 @@ def test_rank_zero_says_for_whom_it_waits_and_ends_at_the_first_signal(
     alone = start(0, 3)
     assert f"rank 0 has been waiting for 2 of 3 ranks at 127.0.0.1:{start.port} (rank 1, 2) for" in word_of(alone)
     alone.send_signal(number)
-    _, said = alone.communicate(timeout=60)
+    _, said = alone.communicate(timeout=TIMEOUT)
     assert alone.returncode == status
     assert "nothing was lost" in said
 
@@ -67,14 +67,14 @@ def test_another_rank_says_that_rank_zero_is_missing_and_ends_at_the_first_signa
     alone = start(1, 2)
     assert f"rank 1 has been waiting for rank 0 at 127.0.0.1:{start.port} (Connection refused) for" in word_of(alone)
     alone.send_signal(signal.SIGTERM)
-    alone.communicate(timeout=60)
+    alone.communicate(timeout=TIMEOUT)
     assert alone.returncode == 143
 
 
 @pytest.mark.parametrize("refusing", [0, 1])
 def test_every_rank_hears_that_one_refuses(start: Starter, refusing: int):
     ranks = [start(rank, 2, "cuda" if rank == refusing else "cpu") for rank in range(2)]
-    said = [process.communicate(timeout=120)[1] for process in ranks]
+    said = [process.communicate(timeout=TIMEOUT)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [2, 2]
     assert "this run is for GPUs" in said[refusing]
     assert f"error: rank {refusing} on {socket.gethostname()} refused to start: this run is" in said[1 - refusing]
@@ -83,8 +83,8 @@ def test_every_rank_hears_that_one_refuses(start: Starter, refusing: int):
 def test_ranks_meet_in_any_order(start: Starter):
     last = start(1, 2)
     time.sleep(1)
-    assert start(0, 2).communicate(timeout=120)[0] == "rank 0 of 2\n"
-    assert last.communicate(timeout=120)[0] == "rank 1 of 2\n"
+    assert start(0, 2).communicate(timeout=TIMEOUT)[0] == "rank 0 of 2\n"
+    assert last.communicate(timeout=TIMEOUT)[0] == "rank 1 of 2\n"
 
 
 def test_a_name_that_nobody_knows_ends_in_a_sentence(monkeypatch: pytest.MonkeyPatch):

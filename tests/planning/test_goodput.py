@@ -16,6 +16,7 @@ from motionmae.planning.checkpoint_interval import (
 from motionmae.planning.goodput import Conditions, predict_goodput
 from motionmae.planning.run_times import RunTimes, measure_times
 from motionmae.runs.history import RunHistory
+from tests.planning.chaos_goodput import TOLERANCE, compare
 
 HOUR, DAY = 3600.0, 86_400.0
 
@@ -188,3 +189,11 @@ def test_a_run_without_failures_is_productive_between_its_saves(tmp_path: Path):
     assert goodput["predicted"]["failures"] == 0
     assert goodput["best_every_steps"] is None
     assert goodput["predicted"]["productive"] > 0.99
+
+
+def test_the_prediction_is_within_three_points_of_a_chaos_run():
+    """Rows of `python -m tests.slurm_lab.chaos --seed 5 --faults 8` on a busy machine: 192 steps in 9 attempts."""
+    measured, predicted = compare(Path(__file__).parent / "chaos_history", every_steps=5, memory_every_steps=2)
+    assert measured == pytest.approx(0.1526, abs=1e-4)
+    assert predicted.productive == pytest.approx(measured, abs=TOLERANCE)
+    assert predicted.lowest < measured < predicted.highest
