@@ -25,7 +25,7 @@ def _fail(run: Path, *nodes: str) -> None:
 def _submit(lab: Lab, run: Path, step: str) -> str:
     """Submit a job on two nodes and return its ID."""
     (run / "step").write_text(step)
-    command = f"exec {sys.executable} -m slurm.batch.supervisor {run} --ranks-per-node=1 -- srun -- bash {run}/step"
+    command = f"exec {sys.executable} -m slurm.batch.supervisor {run} -- srun -- bash {run}/step"
     (run / "script").write_text(f"#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --no-kill\ncd {ROOT}\n{command}\n")
     options = ["--requeue", "--open-mode=append", "--time=60", "-o", f"{run}/out"]
     return lab.run("sbatch", "--parsable", *options, str(run / "script")).stdout.strip()
