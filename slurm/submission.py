@@ -15,6 +15,7 @@ from motionmae.commands import app
 from motionmae.config import Config, absolute_paths, config_yaml, load_config, refuse_unused
 from motionmae.config.schema import accumulation_steps, steps_per_epoch
 from motionmae.config.site import DEFAULT, Site, load_site
+from motionmae.data.held_out.shards import check_held_out
 from motionmae.data.open_shards import check_node_file, load_sources
 from motionmae.data.remote.download import UnreachableError
 from motionmae.errors import UserError
@@ -145,19 +146,21 @@ def check_inputs(config: Config, arguments: argparse.Namespace) -> None:
         from motionmae.data.rand_augment import parse_policy  # timm is slow to import
 
         parse_policy(config.data.rand_augment, config.clip.size)
-    init = config.finetune.init
-    needs_weights = config.task == "finetune" and init != "scratch"
-    if needs_weights and not arguments.dependency and not Path(init).exists():  # the other job may write the weights
-        raise UserError(f"finetune.init={init} does not exist: set it to a run folder, a weights file, or scratch")
+    key, init = f"{config.task}.init", config.finetune.init if config.task == "finetune" else config.pretrain.init
+    if (
+        init != "scratch" and not arguments.dependency and not Path(init).exists()
+    ):  # the other job may write the weights
+        raise UserError(f"{key}={init} does not exist: set it to a run folder, a weights file, or scratch")
 
 
 def check_shards(config: Config) -> None:
-    """Raise UserError if ``data.shards`` is missing, damaged, or holds fewer samples than one step needs."""
+    """Raise UserError if ``data.shards`` is missing, damaged or too small, or ``validation`` has unfit shards."""
     data = config.data
     quick = data.model_copy(update={"remote_retries": 1, "remote_timeout": min(data.remote_timeout, 10)})
     try:
-        ranks = config.launch.nodes * config.launch.ntasks_per_node
-        steps_per_epoch(config, load_sources(quick).epoch_samples, ranks)
+        sources, ranks = load_sources(quick), config.launch.nodes * config.launch.ntasks_per_node
+        steps_per_epoch(config, sources.epoch_samples, ranks)
+        check_held_out(config.updated({"data": quick}), sources.manifest.class_names)
     except UnreachableError as error:
         say(f"note: this machine cannot reach the shards, but the nodes may: {error}")
 

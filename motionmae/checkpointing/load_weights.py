@@ -153,8 +153,13 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origi
 
 def fingerprint(module: nn.Module) -> str:
     """Hash a module's weights; equal bits give equal hashes."""
+    return state_fingerprint(module.state_dict())
+
+
+def state_fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Hash the tensors of a state dict with their names."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(state.items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

@@ -187,6 +187,9 @@ def build_trainer(
     stack.callback(copies.close)
     run_on_rank_zero(rank, lambda: lease.begin(state.data_step))
     log_start(trainer, checkpoint, startup)
+    if isinstance(task, Pretraining) and task.initial_weights:
+        events.event(Kind.INIT, state.step, **task.initial_weights.as_row())
+        progress.log(task.initial_weights.describe())
     return trainer
 
 
@@ -351,7 +354,8 @@ def build_engine(
     startup.done("import_deepspeed")
     saved = checkpoint.state(_SavedTask).task if checkpoint else None
     task.choose_weights(rank, saved)
-    if config.task == "pretrain":  # reads no file, and takes seconds to draw the weights of a large model
+    reads_no_file = config.task == "pretrain" and (saved is not None or config.pretrain.init == "scratch")
+    if reads_no_file:  # drawing the weights of a large model takes seconds
         model = task.build_model(loader.manifest, saved)
     else:
         model = rank_zero_first(rank, lambda: task.build_model(loader.manifest, saved))

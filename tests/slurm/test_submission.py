@@ -106,6 +106,10 @@ def test_every_flag_reaches_its_key() -> None:
         "--signal-seconds": "33",
         "--max-timeouts": "9",
         "--max-retries": "4",
+        "--spares": "2",
+        "--min-nodes": "1",
+        "--standby": "False",
+        "--heartbeat-seconds": "7",
         "--chain": "2",
         "--preflight-seconds": "50",
         "--partition": "p",
@@ -183,6 +187,28 @@ def test_remote_shards_are_looked_at_before_anything_is_submitted(
     assert capsys.readouterr().out == ""
     submission.check_shards(config)  # perhaps only the nodes reach it
     assert capsys.readouterr().out.startswith("note: this machine cannot reach the shards, but the nodes may: ")
+
+
+def test_a_validation_folder_that_cannot_validate_the_run_is_refused(tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards", samples=8, classes=2)
+    make_shards(tmp_path / "val", samples=4, classes=3)
+    (tmp_path / "videos").mkdir()
+    demo = load_config("demo", [f"data.shards={tmp_path / 'shards'}", "optim.global_batch_size=8"])
+    small = demo.updated({"engine.micro_batch_size": 4, "clip.frames": 4, "clip.stride": 1})
+    finetune = small.updated({"task": "finetune"})
+    submission.check_shards(small.updated({"validation.shards": str(tmp_path / "val")}))
+    faults = {
+        "nowhere": r"validation\.shards=\S+nowhere cannot be used: the folder of shards \S+ does not exist",
+        "videos": r"validation\.shards=\S+videos cannot be used: ",
+        "val": r"1 classes of \S+val are not among the 2 classes of the model, such as 'bar2'",
+    }
+    for name, sentence in faults.items():
+        with pytest.raises(UserError, match=sentence):
+            submission.check_shards(finetune.updated({"validation.shards": str(tmp_path / name)}))
+    one_class = make_shards(tmp_path / "unlabelled", samples=8)
+    knn = {"validation.shards": str(tmp_path / "val"), "validation.knn_train": str(one_class)}
+    with pytest.raises(UserError, match="has 1 classes, but the k-NN needs two"):
+        submission.check_shards(small.updated(knn))
 
 
 def test_a_beton_that_is_missing_is_refused_or_on_slurm_looked_for_by_the_nodes(
