@@ -60,6 +60,7 @@ def test_hugging_face_weights_load_with_their_decoder_and_the_time_head_stays_ra
         load_initial_weights(wider, str(tmp_path / "hf"), other)
 
 
+@pytest.mark.long
 def test_a_run_continues_from_a_run_and_a_resume_does_not_load_again(tmp_path: Path):
     make_shards(tmp_path / "shards")
     first = settings(tmp_path, **{"optim.epochs": 2})

@@ -25,6 +25,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_shards(folder / "train", classes=3), make_shards(folder / "val", shards=2, samples=5, classes=3)
 
 
+@pytest.mark.long
 def test_one_two_and_three_ranks_and_all_stages_give_the_same_figures(shards: tuple[Path, Path], tmp_path: Path):
     train, val = map(str, shards)
     validation = {"shards": val, "heldout_clips": 20, "knn_train": train, "knn_k": 3}
