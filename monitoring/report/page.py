@@ -15,7 +15,7 @@ from monitoring.report.losses import HeadLoss, last_loss, loss_table
 from monitoring.report.pictures import BORROWED, Picture
 from motionmae.config import Config, config_yaml, flat
 from motionmae.runs.events import FAULTS, SOURCE_PASSES, SOURCE_SAMPLES, Kind, Phase
-from motionmae.runs.formatting import duration
+from motionmae.runs.formatting import counted, duration
 from motionmae.runs.history import RunHistory
 from motionmae.text import LINES, printable
 
@@ -207,7 +207,8 @@ _TEMPLATES = Environment(
 )
 _TEMPLATES.globals |= {
     "attempt_intervals": _attempt_intervals, "borrowed": BORROWED, "clock": _clock, "config_yaml": config_yaml,
-    "duration": duration, "fault_titles": FAULTS, "kinds": Kind, "last_loss": last_loss, "loader_facts": _loader_facts,
-    "loss_name": _loss_name, "mean": fmean, "median": median, "phases": _phases, "short_number": short_number,
-    "shortened": _shortened, "times_of": _times, "titles": {"productive": "productive", **CATEGORIES},
+    "counted": counted, "duration": duration, "fault_titles": FAULTS, "kinds": Kind, "last_loss": last_loss,
+    "loader_facts": _loader_facts, "loss_name": _loss_name, "mean": fmean, "median": median, "phases": _phases,
+    "short_number": short_number, "shortened": _shortened, "times_of": _times,
+    "titles": {"productive": "productive", **CATEGORIES},
 }  # fmt: skip
