@@ -50,7 +50,7 @@ read_story|\\b[Ss]tory\\b|\\b[Ss]tories\\b -> RunHistory
 RankSink|\\bmonitored\\( -> RankMetrics
 monitoring[./](catalogue|sink|snapshots|session|work|endings)\\b -> docs/architecture.md
 Neighbours\\b|mean_prediction\\b -> KnnResult, mean_baseline
-evaluation[./](recognition|identity|pretrained|pictures)\\b -> multiview_test, cache_key, load_run, reconstructions
+evaluation[./](recognition|identity|pretrained|pictures)\\b -> multiview_test, cache_key, load_model, reconstructions
 \\b[Ll]isting\\b|\\b[Tt]ally\\b|passed_over|passed over -> Split, Counts, skipped
 refuse_idle -> refuse_unused
 """

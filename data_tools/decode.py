@@ -85,6 +85,7 @@ class FrameSettings:
     flow: int = 0  # distance of optical flow in source frames; 0 stores no flow
     raw: bool = False  # whether RGB pixels replace JPEGs, which takes about 13 times the bytes
     segment_seconds: float = 0  # length of the segments that are samples of their own; 0: a video is one sample
+    images: bool = False  # whether pictures are stored too, each as a sample of one frame
 
     def __post_init__(self) -> None:
         check_limits(self, {"short_side": (16, 8192), "quality": (1, 100), "stride": (1, 1000)})
@@ -155,7 +156,7 @@ def decode_in_chunks(
         if not settings.clips:
             yield (yield from _decode(path, settings, on_frame))
             return
-        expected = _count_packets(path, on_frame)
+        expected = _count_packets(path, on_frame, settings.images)
         decoded = yield from _decode(path, settings, on_frame, expected)
         if decoded.source_frames != expected:
             yield Discard()
@@ -184,10 +185,10 @@ def _read_to_end(path: Path, on_progress: Callable[[], None]) -> OSError | None:
     return None
 
 
-def _count_packets(path: Path, on_progress: Callable[[], None]) -> int:
+def _count_packets(path: Path, on_progress: Callable[[], None], images: bool = False) -> int:
     """Count the packets, i.e. the frames of an undamaged file. Call ``on_progress`` whenever reading moves forward."""
     count = farthest = 0
-    with open_video(path) as container, contextlib.suppress(av.FFmpegError):  # the decoding pass records damage
+    with open_video(path, images) as container, contextlib.suppress(av.FFmpegError):  # the decoding pass records damage
         for packet in container.demux(video_stream(container)):
             count += packet.size > 0 and not packet.is_discard
             if packet.pos is not None and packet.pos > farthest:
@@ -203,7 +204,7 @@ def _decode(
     selected, windows = _select_frames(expected, settings)
     one = _Pass(settings, frozenset(selected) if settings.clips else None, on_frame)
     size = 0
-    with open_video(path) as container:
+    with open_video(path, settings.images) as container:
         stream = video_stream(container)
         rates = stream.average_rate, stream.guessed_rate
         to_store = len(selected) if settings.clips else -(-frames_of_header(container, stream) // settings.stride)
@@ -242,7 +243,7 @@ def _size_limit(path: Path, settings: FrameSettings, to_store: int, on_frame: Ca
         return None
 
     def count_exactly() -> int:
-        return -(-_count_packets(path, on_frame) // settings.stride)
+        return -(-_count_packets(path, on_frame, settings.images) // settings.stride)
 
     is_raw = settings.raw and not settings.flow
     return SizeLimit(MAX_STORED_BYTES, to_store, None if settings.clips else count_exactly, is_raw)

@@ -8,6 +8,7 @@ sends ``end``. If the trainer crashes or is killed, the pipe closes without a co
 
 import argparse
 import errno
+import hashlib
 import ipaddress
 import json
 import logging
@@ -66,9 +67,15 @@ class Settings(BaseModel):
         return Path(self.monitoring.discovery or self.output_dir / ".sd")
 
     @property
+    def label(self) -> str:
+        """Label ``run`` of all metrics: unique, because two people can have runs of one name in one Prometheus."""
+        folder = (self.output_dir / self.run).resolve()
+        return f"{self.run}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:6]}"
+
+    @property
     def target_file(self) -> Path:
         """Target file of this node."""
-        return self.discovery / f"{self.run}-{self.node}.json"
+        return self.discovery / f"{self.label}-{self.node}.json"
 
 
 def listen(settings: MonitoringConfig, collector: NodeCollector) -> tuple[Callable[[], None], str]:
@@ -125,7 +132,7 @@ def run_exporter(settings: Settings) -> None:
         try:
             publish(settings, address)
         except OSError as error:
-            problem = f"no target file in {settings.discovery} ({error})"
+            problem = f"no target file in {settings.discovery} ({error}); let all its users write there (chmod 1777)"
             logger.warning("%s: Prometheus will not find http://%s/metrics; training continues", problem, address)
         command = sys.stdin.readline().strip()
         collector.refresh()
@@ -142,7 +149,7 @@ def target_of(settings: Settings, address: str) -> bytes:
     The target has no label for the host name: with this label, a requeue that moves rank 0 would start new series for
     its counters, and increase() would lose the difference.
     """
-    labels = {"run": settings.run, "instance": f"{settings.run}/{settings.node}"}
+    labels = {"run": settings.label, "instance": f"{settings.label}/{settings.node}"}
     if settings.monitoring.tls_certificate:
         labels["__scheme__"] = "https"
     return json.dumps([{"targets": [address], "labels": labels}], indent=1).encode()
@@ -160,23 +167,23 @@ def publish(settings: Settings, address: str) -> None:
     settings.discovery.mkdir(parents=True, exist_ok=True)
     if settings.node == 0:
         for path in settings.discovery.iterdir():
-            number = path.name.removeprefix(f"{settings.run}-").removesuffix(".json")
-            if number.isdecimal() and int(number) >= settings.nodes and is_target_of(path, settings.run):
+            number = path.name.removeprefix(f"{settings.label}-").removesuffix(".json")
+            if number.isdecimal() and int(number) >= settings.nodes and is_target_of(path, settings.label):
                 path.unlink(missing_ok=True)
-    if os.path.lexists(settings.target_file) and not is_target_of(settings.target_file, settings.run):
+    if os.path.lexists(settings.target_file) and not is_target_of(settings.target_file, settings.label):
         raise FileExistsError(f"{settings.target_file} was not written by this run")
     write_atomically(settings.target_file, target_of(settings, address))
 
 
-def is_target_of(path: Path, run: str) -> bool:
-    """Return whether a file has the name and the content of a target file that a node of ``run`` writes."""
+def is_target_of(path: Path, label: str) -> bool:
+    """Return whether a file has the name and the content of a target file of the run with this label."""
     if path.is_symlink():
         return False
     try:
         (target,) = load_json(path, list[_Target])
     except (OSError, ValueError):
         return False
-    return target.labels.run == run and f"{target.labels.instance.replace('/', '-')}.json" == path.name
+    return target.labels.run == label and f"{target.labels.instance.replace('/', '-')}.json" == path.name
 
 
 def withdraw(settings: Settings, address: str) -> None:

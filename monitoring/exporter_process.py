@@ -16,7 +16,7 @@ from monitoring.exporter import END, END_AFTER_SCRAPE, Settings
 from monitoring.rank_metrics import RankMetrics, flops_per_clip_of
 from monitoring.rank_snapshots import clear, node_folder
 from motionmae.config import Config
-from motionmae.distributed.rendezvous import rank_environment
+from motionmae.distributed.rendezvous import node_index, nodes_of_ranks, rank_environment
 from motionmae.errors import UserError
 from motionmae.process_signals import start_children_without_signals
 from motionmae.runs.end_reason import EndReason, Requeue, classify_error
@@ -54,6 +54,7 @@ def monitoring_sinks(config: Config) -> Iterator[list[Sink]]:
         except Exception as error:
             logger.warning("this rank is not monitored (%s: %s); training continues", type(error).__name__, error)
         yield sinks
+        last_command.command = last_command.command or END  # stopped before training began
     except BaseException as error:
         last_command.error(error)
         raise
@@ -86,7 +87,7 @@ def start_exporter(config: Config, ranks: dict[str, int], folder: Path) -> subpr
         run=config.name,
         output_dir=Path(config.output_dir).resolve(),
         node=node_of(ranks),
-        nodes=-(-ranks["WORLD_SIZE"] // ranks_per_node(ranks)),
+        nodes=max(nodes_of_ranks(os.environ, ranks["WORLD_SIZE"])) + 1,
         snapshots=folder,
         monitoring=config.monitoring,
     )
@@ -127,18 +128,9 @@ def end_exporter(exporter: subprocess.Popen[str], command: str, linger_seconds: 
         exporter.stdin.close()
 
 
-def ranks_per_node(ranks: dict[str, int]) -> int:
-    """Return the number of ranks on this node from torchrun's or Slurm's variables; the world size without either."""
-    for name in ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
-        count = os.environ.get(name, "").partition("(")[0]
-        if count.isdigit() and int(count) > 0:
-            return int(count)
-    return ranks["WORLD_SIZE"]
-
-
 def node_of(ranks: dict[str, int]) -> int:
     """Return the index of this node in the run."""
-    return ranks["RANK"] // ranks_per_node(ranks)
+    return node_index(os.environ, ranks["RANK"], ranks["WORLD_SIZE"])
 
 
 def job_key(config: Config, port: int, node: int) -> str:

@@ -13,6 +13,7 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from motionmae.config import Config, LaunchConfig
 from motionmae.config.schema import accumulation_steps
+from motionmae.distributed.rendezvous import INTERFACE_VARIABLE, SUFFIX_VARIABLE
 from motionmae.errors import UserError
 from slurm.sbatch import check_environment, check_options, requested_resources
 
@@ -43,6 +44,11 @@ def job_environment(config: Config, code: Path, cluster: str, site: Mapping[str,
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
         "NCCL_DEBUG": "WARN",
         **config.engine.environment,
+        **{
+            name: value
+            for name, value in ((SUFFIX_VARIABLE, launch.master_suffix), (INTERFACE_VARIABLE, launch.master_interface))
+            if value
+        },
     }
     if cluster == "local":
         defaults["GLOO_SOCKET_IFNAME"] = "lo"
@@ -61,7 +67,7 @@ class TrainingExecutor(SlurmExecutor):
     """
 
     def __init__(
-        self, config: Config, folder: Path, code: Path, extra: Mapping[str, str], environment: Mapping[str, str]
+        self, config: Config, folder: Path, code: Path, extra: Mapping[str, str | bool], environment: Mapping[str, str]
     ) -> None:
         launch = config.launch
         super().__init__(folder, max_num_timeout=launch.max_timeouts)
@@ -72,6 +78,8 @@ class TrainingExecutor(SlurmExecutor):
         name = job_name(config)
         options = {"job-name": name, "output": folder, "chdir": code, **extra, **resources}
         check_options(options)
+        if "gres" in extra and "gres" in resources:  # of the GPUs
+            extra = {**extra, "gres": f"{resources['gres']},{extra['gres']}"}
         # By default Slurm ends a whole job minutes after a node was lost, when the run has long gone on without it.
         keep_allocation = {"no-kill": True} if goes_on_without_node(launch) else {}
         self.update_parameters(
@@ -79,8 +87,9 @@ class TrainingExecutor(SlurmExecutor):
             signal_delay_s=launch.signal_seconds,
             stderr_to_stdout=True,
             setup=[f"export {key}={shlex.quote(value)}" for key, value in variables.items()],
-            # srun inherits neither option from the script (the second since Slurm 22.05)
-            srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={launch.cpus_per_task}"],
+            # srun inherits neither of the first two from the script (the second since Slurm 22.05). A site's default
+            # distribution could place ranks on other nodes than slurm/job.py expects.
+            srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={launch.cpus_per_task}", "--distribution=block"],
             additional_parameters={"requeue": True, **keep_allocation, "chdir": str(code), **extra},
             **resources,
         )

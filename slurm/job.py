@@ -23,7 +23,13 @@ from submitit.core.utils import UncompletedJobError
 from submitit.helpers import Checkpointable
 
 from motionmae.config import Config
-from motionmae.distributed.rendezvous import training_port
+from motionmae.distributed.rendezvous import (
+    master_address,
+    master_port,
+    nodes_of_ranks,
+    refuse_heterogeneous,
+    training_port,
+)
 from motionmae.errors import UserError
 from motionmae.runs import events
 from motionmae.runs.directory import RunFolder
@@ -39,14 +45,24 @@ def rendezvous(environment: submitit.JobEnvironment) -> dict[str, str]:
     """Return torch.distributed's environment variables for a rank that submitit started."""
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or os.environ.get(RESTARTS_VARIABLE) or 0)
     step = int(os.environ.get("SLURM_STEP_ID") or 0)
+    nodes = node_of_each_rank(environment)
+    port = master_port(os.environ, training_port(int(environment.job_id.replace("_", "")), restarts, step))
+    local = environment.cluster == "local"
     return {
         "RANK": str(environment.global_rank),
         "LOCAL_RANK": str(environment.local_rank),
         "WORLD_SIZE": str(environment.num_tasks),
-        "LOCAL_WORLD_SIZE": str(environment.num_tasks // environment.num_nodes),
-        "MASTER_ADDR": "127.0.0.1" if environment.cluster == "local" else environment.hostnames[0],
-        "MASTER_PORT": str(training_port(int(environment.job_id.replace("_", "")), restarts, step)),
+        "LOCAL_WORLD_SIZE": str(nodes.count(environment.node)),
+        "GROUP_RANK": str(environment.node),
+        "MASTER_ADDR": "127.0.0.1" if local else master_address(os.environ, environment.hostnames[0]),
+        "MASTER_PORT": str(port),
     }
+
+
+def node_of_each_rank(environment: submitit.JobEnvironment) -> list[int]:
+    """Return the index of the node of each rank; srun distributes the ranks in blocks (:mod:`slurm.executors`)."""
+    local = str(environment.num_tasks // environment.num_nodes)
+    return nodes_of_ranks({"LOCAL_WORLD_SIZE": local, **os.environ}, environment.num_tasks)
 
 
 class TrainJob(Checkpointable):
@@ -84,17 +100,22 @@ class TrainJob(Checkpointable):
             stop_with_controller()
         # torch and DeepSpeed import slowly, and a login node does not need them
         from monitoring.exporter_process import monitoring_sinks
-        from motionmae.distributed.stop_requests import StopSignals
+        from motionmae.distributed.stop_requests import Stopped, StopSignals
         from motionmae.training.setup import run_training
 
         with StopSignals() as signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             try:
                 if environment.cluster == "slurm":
-                    self.preflight(environment)
+                    refuse_heterogeneous(os.environ)
+                    with signals.immediate():
+                        self.preflight(environment)
                 with monitoring_sinks(self.config) as sinks:
                     sinks = [*sinks, membership] if membership else sinks
                     reason = run_training(self.config, signals=signals, sinks=sinks)
+            except Stopped as stopped:
+                say(str(stopped), file=sys.stderr)
+                reason = stopped.end
             except Exception as error:
                 if isinstance(error, UserError):
                     say(f"error: {error}", file=sys.stderr)
@@ -123,7 +144,7 @@ class TrainJob(Checkpointable):
 
         run = self.config.run_folder
         variables = rendezvous(environment)
-        nodes = [host for host in environment.hostnames for _ in range(int(variables["LOCAL_WORLD_SIZE"]))]
+        nodes = [environment.hostnames[node] for node in node_of_each_rank(environment)]
         try:
             device = choose_device(self.config.engine.device, environment.local_rank)
             preflight(run, variables, nodes, device, self.config.launch.preflight_seconds)

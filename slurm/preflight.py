@@ -10,15 +10,17 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from motionmae.distributed.process_group import create_store, raise_file_limit, use_interface_towards
-from motionmae.distributed.rendezvous import preflight_port
+from monitoring.exporter import ip_address
+from motionmae.distributed.process_group import raise_file_limit, use_interface_towards
+from motionmae.distributed.rendezvous import INTERFACE_VARIABLE, preflight_port
+from motionmae.distributed.store import MissingRanks, create_store, reachable_master, wait_for_ranks
+from motionmae.errors import UserError
 from motionmae.runs.end_reason import EndReason
 from motionmae.text import join_lines, say
 
@@ -97,19 +99,29 @@ def check_network(
 ) -> None:
     """Join the store of rank 0, which sees the missing ranks, then all-reduce the value 1 over all ranks."""
     rank, world, limit = int(rank_environment["RANK"]), int(rank_environment["WORLD_SIZE"]), timedelta(seconds=seconds)
-    use_interface_towards(rank_environment["MASTER_ADDR"])
+    host = reachable_master(rank_environment["MASTER_ADDR"])
+    interface = os.environ.get(INTERFACE_VARIABLE, "")
+    if interface:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    use_interface_towards(host)
     port = preflight_port(int(rank_environment["MASTER_PORT"]))
     try:
-        store = create_store({**rank_environment, "MASTER_PORT": str(port)}, rank, world, limit)
+        store = create_store({**rank_environment, "MASTER_ADDR": host, "MASTER_PORT": str(port)}, rank, world, limit)
         assert store is not None, "Slurm's ranks were not started by torchrun"
     except (RuntimeError, OSError) as error:
         raise Unreachable(f"rank 0 on {nodes[0]} does not answer within {seconds:.0f} s ({error})") from error
-    store.set(f"here/{rank}", "")
-    if rank == 0 and (missing := _missing_ranks(store, world, limit)):
-        absent = list(dict.fromkeys(nodes[other] for other in missing))
+    try:
+        wait_for_ranks(store, rank, world, f"{host}:{port}", timeout=limit)
+        if interface and rank_environment["MASTER_ADDR"] == nodes[0]:  # a given address wins
+            os.environ["MASTER_ADDR"] = _address_of_rank_zero(store, rank, interface)
+    except MissingRanks as error:
+        absent = list(dict.fromkeys(nodes[other] for other in error.ranks)) if rank == 0 else []
+        ranks = ", ".join(map(str, error.ranks))
         raise Unreachable(
-            f"{', '.join(absent)} did not answer within {seconds:.0f} s (ranks {', '.join(map(str, missing))})", absent
-        )
+            f"{', '.join(absent) or 'other nodes'} did not answer within {seconds:.0f} s (ranks {ranks})", absent
+        ) from error
+    except RuntimeError as error:
+        raise Unreachable(f"rank 0 on {nodes[0]} has ended ({join_lines(error)})") from error
     try:
         backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
         dist.init_process_group(
@@ -125,11 +137,15 @@ def check_network(
         raise Unreachable(f"an all-reduce over {world} ranks gave {total:g}, not {world}")
 
 
-def _missing_ranks(store: dist.TCPStore, world: int, limit: timedelta) -> list[int]:
-    keys = [f"here/{rank}" for rank in range(world)]
-    with suppress(RuntimeError):  # the time limit
-        store.wait(keys, limit)
-    return [rank for rank, key in enumerate(keys) if not store.check([key])]
+def _address_of_rank_zero(store: dist.Store, rank: int, interface: str) -> str:
+    """Return the address of ``interface`` on rank 0's node. Raises UserError if the node has no such interface."""
+    if rank == 0:
+        try:
+            store.set("master", ip_address(interface))
+        except OSError as error:
+            where = f"launch.master_interface={interface} is not possible on {socket.gethostname()}"
+            raise UserError(f"{where} ({error}): name an interface of every node") from error
+    return store.get("master").decode()
 
 
 def abort(end: EndReason, reason: str) -> None:

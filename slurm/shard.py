@@ -44,6 +44,11 @@ def run(options: argparse.Namespace) -> int:
     _, parsed = app.parse(["shards", "make", *command])
     if parsed.part or options.parts < 1 or options.cpus < 1:
         raise UserError("--parts and --cpus must be at least 1, and the array sets --part: leave --part out")
+    if parsed.dataset == "webdataset" or not parsed.videos:
+        raise UserError(
+            "an array of jobs reads a folder of videos: give --videos; tars of videos are read by one command, "
+            "`motionmae shards make webdataset`, and folders made of some tars each can be merged"
+        )
     if parsed.json:
         raise UserError("every part of the array would write the --json file: leave out --json and see the logs")
     logs = parsed.out.absolute() / STATE / "logs"

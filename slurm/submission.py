@@ -16,6 +16,7 @@ from motionmae.commands import app
 from motionmae.config import Config, absolute_paths, config_yaml, load_config, refuse_unused
 from motionmae.config.schema import accumulation_steps, steps_per_epoch
 from motionmae.config.site import DEFAULT, Site, load_site
+from motionmae.data.held_out.shards import check_held_out
 from motionmae.data.open_shards import check_node_file, load_sources
 from motionmae.data.remote.download import UnreachableError
 from motionmae.errors import UserError
@@ -68,8 +69,7 @@ def load(arguments: argparse.Namespace) -> tuple[Site, Config]:
     """
     slurm = arguments.cluster == "slurm"
     site = load_site(arguments.site) if slurm else Site()
-    for option in site.sbatch:
-        sbatch.refuse_reserved_option(option, f"{site.file}: sbatch")
+    sbatch.run_options(site.sbatch, f"{site.file}: sbatch")
     overrides = [*arguments.overrides, *sbatch.launch_overrides(arguments)]
     config = absolute_paths(load_config(arguments.config, overrides, site if slurm else None))
     launch = config.launch
@@ -87,13 +87,14 @@ def load(arguments: argparse.Namespace) -> tuple[Site, Config]:
     return site, config
 
 
-def further_options(arguments: argparse.Namespace, site: Site) -> dict[str, str]:
+def further_options(arguments: argparse.Namespace, site: Site) -> sbatch.Options:
     """Return the sbatch options beyond the launch section. Precedence: site file < --dependency < --sbatch."""
     if arguments.dependency and not _DEPENDENCY.fullmatch(arguments.dependency):
         raise UserError(f"--dependency {arguments.dependency} is not TYPE:JOB: write for example afterok:4711")
     dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
     sbatch.check_options(dependency)
-    return {**site.sbatch, **dependency, **sbatch.parse_sbatch_options(arguments.sbatch)}
+    of_site = sbatch.run_options(site.sbatch, f"{site.file}: sbatch")
+    return {**of_site, **dependency, **sbatch.parse_sbatch_options(arguments.sbatch)}
 
 
 def slurm_executor(
@@ -111,7 +112,7 @@ def submit_links(arguments: argparse.Namespace, site: Site, config: Config, fold
     They exclude no node of the run: those that begin do that (:mod:`slurm.batch.excluded_nodes`).
     """
     options = further_options(arguments, site)
-    options["dependency"] = chain.dependency_of_link(options.get("dependency", ""))
+    options["dependency"] = chain.dependency_of_link(str(options.get("dependency", "")))
     environment = dict(site.environment) | {chain.LINK_VARIABLE: "1"}
     executor = TrainingExecutor(config, folder, code, options, environment)
     for number in range(1, config.launch.chain + 1):
@@ -159,18 +160,21 @@ def check_inputs(config: Config, arguments: argparse.Namespace) -> None:
         from motionmae.data.rand_augment import parse_policy  # timm is slow to import
 
         parse_policy(config.data.rand_augment, config.clip.size)
-    init = config.finetune.init
-    needs_weights = config.task == "finetune" and init != "scratch"
-    if needs_weights and not arguments.dependency and not Path(init).exists():  # the other job may write the weights
-        raise UserError(f"finetune.init={init} does not exist: set it to a run folder, a weights file, or scratch")
+    key, init = f"{config.task}.init", config.finetune.init if config.task == "finetune" else config.pretrain.init
+    if (
+        init != "scratch" and not arguments.dependency and not Path(init).exists()
+    ):  # the other job may write the weights
+        raise UserError(f"{key}={init} does not exist: set it to a run folder, a weights file, or scratch")
 
 
 def check_shards(config: Config) -> None:
-    """Raise UserError if ``data.shards`` is missing, damaged, or holds fewer samples than one step needs."""
+    """Raise UserError if ``data.shards`` is missing, damaged or too small, or ``validation`` has unfit shards."""
     data = config.data
     quick = data.model_copy(update={"remote_retries": 1, "remote_timeout": min(data.remote_timeout, 10)})
     try:
-        steps_per_epoch(config, load_sources(quick).epoch_samples)
+        sources, ranks = load_sources(quick), config.launch.nodes * config.launch.ntasks_per_node
+        steps_per_epoch(config, sources.epoch_samples, ranks)
+        check_held_out(config.updated({"data": quick}), sources.manifest.class_names)
     except UnreachableError as error:
         say(f"note: this machine cannot reach the shards, but the nodes may: {error}")
 

@@ -63,6 +63,7 @@ def test_the_guide_the_version_and_the_configs(site: Path, here: Path) -> None:
     assert len(shipped) == len(list((ROOT / "configs").rglob("*.yaml")))
     for name in ("report.html", "style.css", "script.js"):
         assert (site / "monitoring/report" / name).is_file()
+    assert (site / "motionmae/py.typed").is_file()
     assert list(here.iterdir()) == []
 
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from motionmae.checkpointing.memory_copies import MemoryCopies
-from motionmae.config import Config
+from motionmae.config import Config, DataConfig
 from motionmae.data.loader import Batch, ClipLoader
+from motionmae.data.mixture.sources import Sources
 from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.stop_requests import StopSignals
 from motionmae.distributed.watchdog import Watchdog
@@ -164,6 +165,7 @@ class OneBatch:
 
     steps_per_epoch = 10_000
     ready = 0
+    sources = Sources(DataConfig(), ())
 
     def __init__(self, batch: Batch):
         self._batch = batch

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from data_tools.annotations import folder
@@ -39,7 +40,12 @@ __all__ = ["READERS", "Split", "VideoRecord", "read_split"]
 
 @name_file()
 def read_split(
-    dataset: str, videos: Path, annotations: Path | None, split: str | None, exclude: Path | None = None
+    dataset: str,
+    videos: Path,
+    annotations: Path | None,
+    split: str | None,
+    exclude: Path | None = None,
+    images: bool = False,
 ) -> Split:
     """Read one split of a data set with the reader of the data set.
 
@@ -47,24 +53,30 @@ def read_split(
         annotations: folder or file of the official annotations; by default ``videos``.
         split: name of the split; only the data set ``folder`` does not require it.
         exclude: folder within ``videos`` that is not searched (the folder of the shards).
+        images: whether pictures count as videos, only for the data set ``folder``.
 
     Raises:
         UserError: a folder or file is missing, unreadable or malformed, no video exists, or a video is listed twice.
     """
     try:
-        return _read_split(dataset, videos, annotations, split, exclude)
+        return _read_split(dataset, videos, annotations, split, exclude, images)
     except OSError as error:  # also of Path.exists, where a folder may not be entered or a name is too long
         reason = f"{error.filename or videos} cannot be read ({error.strerror or error})"
         raise UserError(f"{reason}: check the name, and the permissions of its folders") from error
 
 
-def _read_split(dataset: str, videos: Path, annotations: Path | None, split: str | None, exclude: Path | None) -> Split:
+def _read_split(
+    dataset: str, videos: Path, annotations: Path | None, split: str | None, exclude: Path | None, images: bool
+) -> Split:
     for folder_or_file, option in ((videos, "--videos"), (annotations or videos, "--annotations")):
         if not folder_or_file.exists():
             raise UserError(f"{option} {folder_or_file} does not exist: give the folder that you downloaded")
     if not videos.is_dir():
         raise UserError(f"--videos {videos} is not a folder: give the folder that holds the videos")
-    result = READERS[dataset](videos, annotations or videos, split, exclude)
+    if images and dataset != "folder":
+        raise UserError(f"--images is for the data set folder, not {dataset}, which has only videos: leave it out")
+    reader = partial(folder.read, images=True) if images else READERS[dataset]
+    result = reader(videos, annotations or videos, split, exclude)
     if not result.videos:
         found = "".join(f"; {note}" for note in result.notes)
         raise UserError(f"no video is listed in {result.description}: check --videos, --annotations and --split{found}")

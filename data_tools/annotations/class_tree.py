@@ -13,7 +13,16 @@ from pathlib import Path
 from data_tools.annotations.split import UNLABELLED, Split, VideoRecord
 from data_tools.annotations.split_names import is_split_folder, split_of
 from data_tools.annotations.video_index import use_replacements, walk_files
-from data_tools.file_kinds import APPLE_DOUBLE, PAGE, POINTER, REMEDIES, kind_of_content, kind_of_name, read_head
+from data_tools.file_kinds import (
+    APPLE_DOUBLE,
+    PAGE,
+    PICTURE,
+    POINTER,
+    REMEDIES,
+    kind_of_content,
+    kind_of_name,
+    read_head,
+)
 from motionmae.data.video.read_video import VIDEO_SUFFIXES
 from motionmae.errors import UserError
 
@@ -21,8 +30,8 @@ _SMALL = 64 << 10  # bytes; pointers and error pages are smaller, and few videos
 _STREAMS = (".mjpeg", ".mjpg")  # begin like a picture
 
 
-def read_class_tree(videos: Path, split: str | None, exclude: Path | None = None) -> Split:
-    """Read one split, or the whole folder if ``split`` is None.
+def read_class_tree(videos: Path, split: str | None, exclude: Path | None = None, images: bool = False) -> Split:
+    """Read one split, or the whole folder if ``split`` is None. With ``images``, pictures count as videos.
 
     Raises UserError if folders of splits stand where classes should be.
     """
@@ -30,7 +39,8 @@ def read_class_tree(videos: Path, split: str | None, exclude: Path | None = None
     skipped_kinds: Counter[str] = Counter()
     found, skipped = [], []
     for path in walk_files(root, exclude, skipped_kinds):
-        if kind := _kind_of(path):
+        kind = _kind_of(path)
+        if kind and not (images and kind == PICTURE):
             skipped_kinds[kind] += 1
             skipped.append(path.relative_to(videos).as_posix())
         else:

@@ -30,7 +30,9 @@ _LIST = re.compile("train|val|test|list|label|annot|metadata|split|class", re.IG
 _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
-def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
+def read(
+    videos: Path, annotations: Path, split: str | None, exclude: Path | None = None, images: bool = False
+) -> Split:
     """Read one split, or all splits if ``split`` is None; see :func:`data_tools.annotations.read_split`."""
     if annotations.is_file():
         if _HMDB51_LIST.search(annotations.name):
@@ -44,7 +46,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
     if annotations != videos or (other_lists and not (videos / str(split)).is_dir()):
         there = f", only {' and '.join(path.name for path in other_lists)}" if other_lists else ""
         raise UserError(f"{annotations} has no {split or 'train'}.csv or .txt{there}: give the list as --annotations")
-    found = read_class_tree(videos, split, exclude)
+    found = read_class_tree(videos, split, exclude, images)
     return replace(found, notes=(*found.notes, *_note_on_other_lists(found.skipped)))
 
 

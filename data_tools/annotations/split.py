@@ -20,6 +20,7 @@ class VideoRecord:
     class_name: str = ""  # empty for an unlabelled video
     annotation_name: str = ""  # name of the video in the annotations; empty if the annotations give a path
     alternatives: tuple[tuple[str, Path], ...] = ()  # (source, path) of other files, tried if ``path`` does not decode
+    caption: str = ""  # text that describes the video
 
     @property
     def files(self) -> tuple[tuple[str, Path], ...]:

@@ -15,10 +15,11 @@ from rich.progress import Progress, TaskID
 
 from data_tools.annotations import READERS, Split, read_split
 from data_tools.decode import FrameSettings, QuarantineReason
+from data_tools.make_shards import webdataset
 from data_tools.make_shards.presets import DEFAULT, PRESETS, describe
 from data_tools.make_shards.records import Counts, load_finished, load_records
 from data_tools.make_shards.retry import begin_retry, end_retry
-from data_tools.make_shards.shard_plan import ShardPlan, lock_output, make_plan, write_or_check_plan
+from data_tools.make_shards.shard_plan import ShardPlan, lock_new_output, lock_output, make_plan, write_or_check_plan
 from data_tools.make_shards.write import finish, write_shards
 from data_tools.quarantine import QUARANTINE
 from data_tools.reporting import name_file, progress_bar, refuse_inside
@@ -53,6 +54,10 @@ examples:
   Kinetics-600 and 700, Moments, Diving48, Jester, ActivityNet, HACS, EPIC-KITCHENS: the table in docs/data.md
   long videos, in segments of ten seconds that are samples of their own (docs/data.md):
     motionmae shards make folder --videos EGO4D --out data/ego4d --segment-seconds 10
+  pictures beside videos, each a clip without motion (docs/data.md):
+    motionmae shards make folder --videos PICTURES --out data/pictures --images
+  tars of videos, as img2dataset and video2dataset write them (docs/data.md):
+    motionmae shards make webdataset --shards 'WEBVID/{00000..00099}.tar' --out data/webvid
   any folder: with train.csv / val.csv ("path label" lines), with class folders, or flat:
     motionmae shards make folder --videos VIDEOS --out data/mine
 
@@ -62,8 +67,12 @@ exit status: 0 shards are made (some videos may be quarantined), 2 wrong input o
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("dataset", choices=sorted(READERS), metavar="DATASET", help=f"one of {', '.join(sorted(READERS))}")
-    add("--videos", type=Path, required=True, help="folder of the videos, in any layout")
+    known = sorted([*READERS, webdataset.NAME])
+    add("dataset", choices=known, metavar="DATASET", help=f"one of {', '.join(known)}")
+    add("--videos", type=Path, help="folder of the videos, in any layout")
+    add("--shards", metavar="TARS", help="webdataset: a folder of tars, or a pattern such as 's3://B/{000..099}.tar'")
+    labels = "webdataset: cls, txt, json:KEY or none (default: .cls, else a usual key of .json)"
+    add("--label-from", type=_label_source, metavar="MEMBER", help=labels)
     add("--annotations", type=Path, help="folder or file of the official annotations (default: --videos)")
     add("--split", help="train, val, test; train1 ... test3 for ucf101 and hmdb51; folder: default all splits")
     add("--out", type=Path, required=True, help="folder for the shards; created if needed")
@@ -80,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     frame("--clips", type=int, default=frames.clips, help="stored windows of each video (%(default)s: the whole video)")
     frame("--window", type=int, default=frames.window, help="source frames of a window (%(default)s)")
     frame("--segment-seconds", type=float, default=0, metavar="S", help="cut videos into samples of S seconds (whole)")
+    frame("--images", action="store_true", help="folder: also store pictures, as samples of one frame (docs/data.md)")
     frame("--flow", type=int, default=frames.flow, metavar="FRAMES", help="distance of stored optical flow (none)")
     frame("--samples-per-shard", type=int, help="videos or segments per shard (64, or fewer videos to get 16 shards)")
     frame("--seed", type=int, default=0, help="seed of the order of videos (%(default)s)")
@@ -88,6 +98,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     other("--retry", action="store_true", help="try quarantined videos again; stored samples stay")
     other("--strict", action="store_true", help="exit with status 3 if a video is quarantined")
     add_json_argument(parser, "videos", "quarantined", "seconds", content="figures of the summary")
+
+
+def _label_source(text: str) -> str:
+    if text not in ("cls", "txt", "none") and not (text.startswith("json:") and text[5:]):
+        raise argparse.ArgumentTypeError(f"{text} is not cls, txt, json:KEY or none")
+    return text
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -105,12 +121,31 @@ def run(arguments: argparse.Namespace) -> int:
     dataset, out = arguments.dataset, arguments.out
     refuse_inside(out, {"--videos": arguments.videos, "--annotations": arguments.annotations})
     try:
-        split = read_split(dataset, arguments.videos, arguments.annotations, arguments.split, exclude=out)
+        split = _read_split(arguments)
         plan = make_plan(dataset, split, frames, arguments.seed, arguments.samples_per_shard)
         write_or_check_plan(plan, out)
         return _make(plan, arguments)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped: repeat the command to continue; finished shards stay in {out}") from None
+
+
+def _read_split(arguments: argparse.Namespace) -> Split:
+    dataset, videos, out = arguments.dataset, arguments.videos, arguments.out
+    if dataset != webdataset.NAME:
+        if not videos or arguments.shards or arguments.label_from:
+            raise UserError(f"{dataset} reads a folder: give --videos, without --shards and --label-from")
+        return read_split(dataset, videos, arguments.annotations, arguments.split, out, arguments.images)
+    if not arguments.shards or videos or arguments.annotations or arguments.part or arguments.images:
+        refused = "--videos, --annotations, --images and --part"
+        raise UserError(f"webdataset reads tars: give --shards 'TARS', without {refused}")
+    tars = webdataset.expand_shards(arguments.shards)
+    with lock_new_output(out), progress_bar(TaskText("details")) as bar:
+        task = bar.add_task("unpacking tars", total=len(tars), details="")
+
+        def show(done: int, count: int) -> None:
+            bar.update(task, completed=done, details=f"{count} videos")
+
+        return webdataset.read_tars(arguments.shards, out, arguments.label_from or "", arguments.split or "all", show)
 
 
 def _value(arguments: argparse.Namespace, name: str) -> Any:
@@ -137,6 +172,8 @@ def _make(plan: ShardPlan, arguments: argparse.Namespace) -> int:
             total = write_shards(planned, out, records, arguments.workers, arguments.timeout, show, arguments.retry)
         manifest = None if part else finished or finish(plan, out, total)
         end_retry(out, part)
+        if plan.dataset == webdataset.NAME:
+            webdataset.forget_stored(out, [row["path"] for row in total.quarantine])
     seconds = time.monotonic() - started
     if finished:
         say(f"{out} is complete: {_describe(finished, total)}; nothing to do")

@@ -138,7 +138,11 @@ def make_plan(
         **asdict(frames),
         "format_version": FORMAT_VERSION,
     }
-    for name in ("chroma", "segment_seconds"):  # absent in plans of earlier versions, whose folders can be continued
+    for name in (
+        "chroma",
+        "segment_seconds",
+        "images",
+    ):  # absent in plans of earlier versions, whose folders can be continued
         if settings[name] == getattr(FrameSettings, name):
             del settings[name]
     return ShardPlan(dataset, split, frames, shards, samples_per_shard, settings, _library_versions(frames))
@@ -249,6 +253,19 @@ def lock_output(out: Path, part: tuple[int, int] | None = None) -> Iterator[None
                     f"{out} was started in {others.pop()} parts, but --part names one of {part[1]}: use the "
                     "first number, or leave --part out"
                 )
+        yield
+
+
+@contextlib.contextmanager
+def lock_new_output(out: Path) -> Iterator[None]:
+    """Lock a folder before its plan is made. Raise UserError if it holds tars of another origin or is in use."""
+    if not _plan_file(out).exists() and out.is_dir() and any(out.glob("*.tar")):
+        raise UserError(f"--out {out} holds tars that this command did not write: choose another folder")
+    try:
+        (out / STATE).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error}): choose another folder") from error
+    with lock_output(out):
         yield
 
 

@@ -252,4 +252,6 @@ def _sample_json(video: VideoRecord, decoded: DecodedVideo, stride: int) -> dict
         "source_frames": decoded.source_frames,
         "damaged_packets": decoded.damaged_packets,
     }
+    if video.caption:
+        content["caption"] = video.caption
     return content | ({"replaced_matrices": decoded.matrices} if decoded.matrices else {})

@@ -12,10 +12,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from monitoring.goodput import CATEGORIES, Goodput, goodput_of
 from monitoring.report.charts import Curve, LineChart, short_number
 from monitoring.report.losses import HeadLoss, last_loss, loss_table
-from monitoring.report.pictures import BORROWED, Picture
+from monitoring.report.models import ModelFacts
+from monitoring.report.pictures import BORROWED, Picture, data_url
 from motionmae.config import Config, config_yaml, flat
 from motionmae.runs.events import FAULTS, SOURCE_PASSES, SOURCE_SAMPLES, Kind, Phase
-from motionmae.runs.formatting import counted, duration
+from motionmae.runs.formatting import counted, describe_figures, duration, figures_of
 from motionmae.runs.history import RunHistory
 from motionmae.text import LINES, printable
 
@@ -35,21 +36,23 @@ def render(
     pictures: Sequence[Picture] = (),
     losses: Sequence[HeadLoss] = (),
     notes: Sequence[str] = (),
+    models: Sequence[ModelFacts] = (),
 ) -> str:
-    """Return the HTML of a page about one run, or about several side by side."""
+    """Return the HTML of a page about one run, or about several side by side, and about other weights."""
     colours = [f"var(--run{number % 7})" for number in range(len(histories))]
     configs = {history.name: flat(history.config.model_dump()) for history in histories if history.config}
     if len(configs) == 1 == len(histories):
         configs = {"default": flat(Config().model_dump()), **configs}
     return _TEMPLATES.get_template("report.html").render(
-        title=" and ".join(history.name for history in histories),
+        title=" and ".join([*(history.name for history in histories), *(model.title for model in models)]),
+        models=models,
         now=time.strftime("%Y-%m-%d %H:%M %Z"),
         notes=notes,
         histories=histories,
         colours=colours,
         goodputs=[goodput_of(history) for history in histories],
         losses=loss_table(losses),
-        charts=_charts(histories, colours, losses),
+        charts=_charts(histories, colours, losses) if histories else [],
         pictures=pictures,
         configs=configs,
         config_differences=_differences(configs),
@@ -66,10 +69,47 @@ def _charts(
         values = [[row.get(key) for row in history.rows] for history in histories]
         means = {loss.run: loss.predicting_the_mean for loss in losses if key == f"loss_{loss.head}"}
         charts.append((title, _chart(histories, colours, values, means, zero=key in _CHARTS)))
+    charts += _validation_charts(histories, colours)
     with_peak = all(history.config and history.config.monitoring.peak_tflops for history in histories)
     title = "MFU" if with_peak else "GFLOP/s of the model (set monitoring.peak_tflops for MFU)"
     flops = [_flops(history, with_peak) for history in histories]
     return [*charts, (title, _chart(histories, colours, flops, {}, zero=True))]
+
+
+_VALIDATION_CHARTS = {
+    "loss": "Validation: loss", "top1": "Validation: top-1, per cent", "top5": "Validation: top-5, per cent",
+    "explained_space": "Held out: explained variance, space head",
+    "explained_time": "Held out: explained variance, time head", "knn": "Held out: k-NN, per cent",
+}  # fmt: skip
+"""Keys of validation events, with the titles of their charts."""
+
+
+def _validation_charts(histories: Sequence[RunHistory], colours: Sequence[str]) -> list[tuple[str, LineChart]]:
+    """Return the charts of the figures that a validation of any run has."""
+    charts = []
+    for key, title in _VALIDATION_CHARTS.items():
+        curves = []
+        for history, colour in zip(histories, colours, strict=True):
+            rows = [row for row in history.validations if key in row]
+            name = history.name if len(histories) > 1 else ""
+            if rows:
+                curves.append(Curve(name, [row["step"] for row in rows], [row[key] for row in rows], colour))
+        if curves:
+            charts.append((title, LineChart(curves)))
+    return charts
+
+
+def _confusions(history: RunHistory) -> list[tuple[str, str]]:
+    """Return titles and data URLs of the confusion matrices of the best and the last validation."""
+    steps = [row["step"] for row in history.validations[-1:]]
+    if history.best_validation:
+        steps.insert(0, history.best_validation["step"])
+    found = []
+    for step in dict.fromkeys(steps):
+        picture = history.folder.validation / f"step-{step:08d}.png"
+        if picture.is_file():
+            found.append((f"Confusion matrix of step {step:,}", data_url(picture.read_bytes())))
+    return found
 
 
 def _chart(
@@ -207,8 +247,8 @@ _TEMPLATES = Environment(
 )
 _TEMPLATES.globals |= {
     "attempt_intervals": _attempt_intervals, "borrowed": BORROWED, "clock": _clock, "config_yaml": config_yaml,
-    "counted": counted, "duration": duration, "fault_titles": FAULTS, "kinds": Kind, "last_loss": last_loss,
-    "loader_facts": _loader_facts, "loss_name": _loss_name, "mean": fmean, "median": median, "phases": _phases,
-    "short_number": short_number, "shortened": _shortened, "times_of": _times,
-    "titles": {"productive": "productive", **CATEGORIES},
+    "confusions": _confusions, "counted": counted, "describe_figures": describe_figures, "figures_of": figures_of,
+    "duration": duration, "fault_titles": FAULTS, "kinds": Kind, "last_loss": last_loss, "loader_facts": _loader_facts,
+    "loss_name": _loss_name, "mean": fmean, "median": median, "phases": _phases, "short_number": short_number,
+    "shortened": _shortened, "times_of": _times, "titles": {"productive": "productive", **CATEGORIES},
 }  # fmt: skip

@@ -37,7 +37,7 @@ def reconstructions(run: Path) -> list[Picture]:
     import torch
 
     from motionmae.data.open_shards import open_samples
-    from motionmae.evaluation.load_run import load_pretrained
+    from motionmae.evaluation.load_model import load_pretrained
     from motionmae.evaluation.reconstructions import make_block, read_clips
     from motionmae.runs.checkpoint_store import CheckpointStore
 
@@ -52,7 +52,7 @@ def reconstructions(run: Path) -> list[Picture]:
         for label, strip in make_block("", found, 0, 8).rows:  # float RGB in [0, 1]
             _, png = cv2.imencode(".png", (strip[..., ::-1] * 255).round().astype("uint8"))
             strips.append((label, data_url(png.tobytes())))
-        pictures.append(Picture(f"{run.resolve().name}, step {loaded.step:,}", strips))
+        pictures.append(Picture(f"{run.resolve().name}, step {loaded.step or 0:,}", strips))
     return pictures
 
 

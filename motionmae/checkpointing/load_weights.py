@@ -7,7 +7,7 @@ import argparse
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from motionmae.checkpointing.huggingface_folder import WEIGHTS, adapt_pixels, read_folder
 from motionmae.errors import UserError
 from motionmae.models import convert
 from motionmae.runs.best_checkpoint import best_in
@@ -40,6 +41,8 @@ class Weights:
 
     state: dict[str, Tensor]
     origin: str  # file or folder that was read
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the trainer that wrote a file of VideoMAE, if the file holds them."""
 
 
 def load_state(source: str | Path) -> Weights:
@@ -52,14 +55,15 @@ def load_state(source: str | Path) -> Weights:
     if (path / "manifest.json").is_file():
         return Weights(_read_checkpoint(path), str(path))
     if path.is_dir():
-        names = ("model.safetensors", "pytorch_model.bin")
-        files = [path / name for name in names if (path / name).is_file()]
-        if not files:
-            raise UserError(f"{path} holds no weights: give a run folder, a checkpoint, or a folder with {names[0]}")
-        path = files[0]
+        found = read_folder(path, lambda file: _tensors_of(_read_file(file), file))
+        if found is None:
+            raise UserError(f"{path} holds no weights: give a run folder, a checkpoint, or a folder with {WEIGHTS[0]}")
+        tensors, file = found
+        return Weights(adapt_pixels(_translate(tensors, file), path), str(file))
     if not path.is_file():
         raise UserError(f"there are no weights at {path}: give a run folder, an exported folder, or a file")
-    return Weights(_translate(_read_file(path), path), str(path))
+    content = _read_file(path)
+    return Weights(_translate(_tensors_of(content, path), path), str(path), _arguments_of(content))
 
 
 def resolve_checkpoint(source: str | Path) -> Path:
@@ -149,8 +153,13 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origi
 
 def fingerprint(module: nn.Module) -> str:
     """Hash a module's weights; equal bits give equal hashes."""
+    return state_fingerprint(module.state_dict())
+
+
+def state_fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Hash the tensors of a state dict with their names."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(state.items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -188,17 +197,26 @@ def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
         raise UserError(f"{path} does not fit its manifest ({_reason(error)}): choose another checkpoint") from error
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _read_file(path: Path) -> Any:
+    """Return the content of a file of weights, with the dictionaries that trainers save around the state dict."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         # VideoMAE's trainer saves its `args`, a Namespace, with the model. A Namespace runs no code when unpickled.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise any error
         raise UserError(
             f"{path} cannot be read as weights ({_reason(error)}): give safetensors or a file of tensors"
         ) from error
+
+
+def _arguments_of(content: Any) -> Mapping[str, Any]:
+    arguments = content.get("args") if isinstance(content, dict) else None
+    return vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
+
+
+def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
     content = _unwrap(content)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__} and not a state dict: give a file of weights")

@@ -105,8 +105,11 @@ def find_in_memory(
             continue
         mine = [share for share in shares if _key(share) == key and share.rank % len(here) == here.index(rank.rank)]
         holdings = gather_objects([_verify(folder, share) for share in mine])
-        for holding in (each for held in holdings for each in held if each.defect and rank.is_rank_zero):
-            log_damaged(folder.folder_of(holding.share), holding.defect)
+        for number, holding in ((number, each) for number, held in enumerate(holdings) for each in held):
+            if holding.defect and rank.is_rank_zero:
+                log_damaged(
+                    folder.folder_of(holding.share), f"{holding.defect}, in memory of the node of rank {number}"
+                )
         if checkpoint := _assemble(folder, key, base, holdings):
             return checkpoint
     return None

@@ -84,15 +84,21 @@ def complete_config(**_: object) -> list[str]:
     return known_configs()
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, task: str = "pre-training or fine-tuning") -> None:
-    """Add RUN, the folder of a run, and `--step` of one of its checkpoints."""
-    parser.add_argument("folder", type=Path, metavar="RUN", help=f"run folder, of {task}")
-    add_step_argument(parser)
-
-
-def add_step_argument(parser: argparse.ArgumentParser) -> None:
-    step_help = "step of the checkpoint, or `best`: the best one by validation (default: the newest)"
+def add_weights_arguments(parser: argparse.ArgumentParser, model: str = "any model", *, required: bool = True) -> None:
+    """Add WEIGHTS, any weights of ``model``, and `--step` of a checkpoint of a run."""
+    forms = "a run, a checkpoint, an export, a Hugging Face VideoMAE folder or a released file"
+    explained = f"weights of {model}: {forms}"
+    parser.add_argument("weights", nargs=None if required else "?", metavar="WEIGHTS", help=explained)
+    step_help = "step of the checkpoint of a run, or `best`: the best one by validation (default: the newest)"
     parser.add_argument("--step", type=_step, metavar="STEP", help=step_help)
+    changed = "change how the model is used, such as clip.stride=2, or tell what a released file does not"
+    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="settings", help=changed)
+
+
+def add_classes_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--classes FILE`, the names of the classes of a classifier."""
+    explained = "text file with a name on each line, in the order of the logits, for released files, which name none"
+    parser.add_argument("--classes", type=Path, metavar="FILE", help=explained)
 
 
 def _step(text: str) -> int | str:

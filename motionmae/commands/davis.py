@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from motionmae.commands.app import Command, add_json_argument, add_step_argument
+from motionmae.commands.app import Command, add_json_argument, add_weights_arguments
 from motionmae.errors import UserError
 from motionmae.evaluation import ADAPTERS
 from motionmae.files import write_json
@@ -22,17 +22,18 @@ _EPILOG = """\
 examples:
   motionmae davis runs/vitb_k400 --davis DAVIS --out results --json scores.json
   motionmae davis runs/vitb_k400 --davis DAVIS --protocol dino --adapter sliding --overlay mp4
+  motionmae davis videomae-base --davis DAVIS
   motionmae davis --davis DAVIS --features pixels
   motionmae davis --davis DAVIS --evaluate-only results --json scores.json --overlay png"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", nargs="?", type=Path, metavar="RUN", help="run folder whose encoder is used")
+    add_weights_arguments(parser, "the encoder", required=False)
     parser.add_argument("--davis", type=Path, required=True, help="DAVIS folder in the official layout")
     parser.add_argument("--image-set", default="2017/val", help="list of sequences (default: 2017/val)")
     parser.add_argument(
         "--features", choices=("encoder", "random", "pixels", "repeat"), default="encoder",
-        help="random: the run's encoder before training; baselines without a run: pixels, repeat (the first mask)",
+        help="random: the encoder before training; baselines without weights: pixels, repeat (the first mask)",
     )  # fmt: skip
     parser.add_argument("--protocol", choices=("videowalk", "dino"), default="videowalk", help="default: videowalk")
     parser.add_argument("--adapter", choices=ADAPTERS, default="duplicate", help="default: duplicate")
@@ -40,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--short-side", type=int, default=480, metavar="PIXELS",
         help="short side of the frames (default: 480, for cubes of 16 pixels; proportionally less for smaller cubes)",
     )  # fmt: skip
-    add_step_argument(parser)
-    parser.add_argument("--out", type=Path, help="folder for the masks (default: RUN/davis/..., or davis_FEATURES)")
+    out = "folder for the masks (default: davis/... in the run or in results/NAME, or davis_FEATURES)"
+    parser.add_argument("--out", type=Path, help=out)
     parser.add_argument("--evaluate-only", type=Path, metavar="RESULTS", help="only score the masks in this folder")
     parser.add_argument("--overlay", choices=("png", "mp4"), help="also draw the masks on the frames")
     add_json_argument(parser, "per_object", "J&F-Mean", content="scores")
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from motionmae.evaluation.cache_key import read_cache_key
     from motionmae.evaluation.davis import dataset, run
+    from motionmae.evaluation.weights_source import find_weights
 
     sequences = dataset.read_sequences(arguments.davis, arguments.image_set)
     unmarked = [sequence.name for sequence in sequences if not sequence.annotated]
@@ -60,12 +62,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.evaluate_only:
         results = arguments.evaluate_only
     else:
-        if arguments.folder is None and arguments.features in ("encoder", "random"):
-            raise UserError(f"--features {arguments.features} needs a run folder: give RUN, or use --features pixels")
+        if arguments.weights is None and arguments.features in ("encoder", "random"):
+            raise UserError(f"--features {arguments.features} needs an encoder: give WEIGHTS, or use --features pixels")
+        source = find_weights(arguments.weights, arguments.step, arguments.settings) if arguments.weights else None
         settings = (arguments.protocol, arguments.adapter, arguments.davis, arguments.short_side)
-        extractor, key = run.open_features(arguments.features, arguments.folder, arguments.step, *settings)
+        extractor, key = run.open_features(arguments.features, source, *settings)
         name = "_".join([*(str(value) for value in key.settings.values() if value), key.digest])
-        parent = arguments.folder / "davis" if arguments.folder else Path()
+        parent = source.results / "davis" if source else Path()
         results = arguments.out or parent / f"davis_{name}"
         run.segment(sequences, extractor, arguments.protocol, results, key)
     scores = dataset.score_folder(sequences, results) if arguments.evaluate_only or not unmarked else None

@@ -1,32 +1,45 @@
-"""`motionmae export`: write a run's weights as safetensors or for Hugging Face transformers."""
+"""`motionmae export`: write weights as safetensors or for Hugging Face transformers."""
 
 import argparse
+import re
 from pathlib import Path
 
-from motionmae.commands.app import Command, add_run_arguments
+from motionmae.commands.app import Command, add_classes_argument, add_weights_arguments
 from motionmae.text import say
 
-_DESCRIPTION = "Write a run's weights with a model card, as safetensors or for Hugging Face transformers."
+_DESCRIPTION = """\
+Write weights as safetensors, or for Hugging Face transformers, with a model card: licence, accuracy, classes, and code
+that runs."""
 _EPILOG = """\
 examples:
   motionmae export runs/vitb_k400 --format safetensors --out vitb_k400
   motionmae export runs/finetune_vitb_k400 --format hf --out videomae-k400
 
-To read the weights: finetune.init=FOLDER takes both formats, and transformers' from_pretrained("FOLDER") takes hf. For
-safetensors of a fine-tuned model, `import motionmae.models.timm_models` and call timm's
-create_model("motionmae_vit_base_patch16_224", checkpoint_path="FOLDER/model.safetensors", num_classes=N)."""
+The card has the figures of `motionmae test` for the same step: test before you export. All commands,
+`motionmae.load("FOLDER")` and finetune.init=FOLDER take both formats, and transformers' from_pretrained takes hf."""
+
+
+def _license(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,60}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no SPDX identifier in lower case: write such as cc-by-nc-4.0")
+    return text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run_arguments(parser)
+    add_weights_arguments(parser)
+    add_classes_argument(parser)
     parser.add_argument("--format", choices=("safetensors", "hf"), default="safetensors", help="default: safetensors")
+    given = "SPDX identifier for the card, such as cc-by-nc-4.0 (default: apache-2.0 for runs, other for other weights)"
+    parser.add_argument("--license", type=_license, help=given)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from motionmae.evaluation.export import export
+    from motionmae.evaluation.weights_source import find_weights
 
-    for path in export(arguments.folder, arguments.step, arguments.format, arguments.out):
+    source = find_weights(arguments.weights, arguments.step, arguments.settings, arguments.classes)
+    for path in export(source, None, arguments.format, arguments.out, arguments.license):
         say(f"wrote {path}")
     return 0
 

@@ -3,21 +3,22 @@
 import argparse
 from pathlib import Path
 
-from motionmae.commands.app import Command, add_run_arguments
+from motionmae.commands.app import Command, add_weights_arguments
 from motionmae.outputs import archive_of, containing, output_argument
 from motionmae.text import say
 
-_DESCRIPTION = "Write the mean token of each video's central clip, computed by a run's frozen encoder."
+_DESCRIPTION = "Write the mean token of each video's central clip, computed by a frozen encoder."
 _EPILOG = """\
 examples:
   motionmae features runs/demo --videos data/demo/videos --out features.npz
   motionmae features runs/demo --videos data/demo/videos --out features.parquet
+  motionmae features exported --videos data/demo/videos --out features.npz
   torchrun --nproc-per-node 2 -m motionmae features runs/demo --videos data/demo/videos --out features.npz
 
 An npz file holds `names` (paths in the folder), `features` (float32, one row per name), `unreadable` and `reasons`.
 A parquet file (pip install 'motionmae[parquet]') holds one row per video: `name`, `feature`, and `reason` if the
 feature is null. The same command continues an interrupted run from OUT.parts and retries unreadable videos. Use a
-different --out for each run and folder."""
+different --out for each model and folder."""
 
 
 _ARCHIVE = archive_of("names", "features", "unreadable", "reasons")
@@ -29,7 +30,7 @@ def _recognise(path: Path) -> bool:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run_arguments(parser)
+    add_weights_arguments(parser)
     parser.add_argument("--videos", type=Path, required=True, help="folder of videos, searched recursively")
     out = output_argument(_recognise, ".npz", ".parquet")
     parser.add_argument("--out", type=out, required=True, help="file to write, .npz or .parquet")
@@ -41,16 +42,16 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.distributed.context import rank_zero_first, run_on_rank_zero
     from motionmae.distributed.process_group import distributed
     from motionmae.evaluation.features import WRITERS, features_of_files, find_videos
-    from motionmae.evaluation.load_run import choose_step, load_embedding
+    from motionmae.evaluation.load_model import choose_weights, load_embedding
     from motionmae.files import write_atomically
 
     out = arguments.out
     with distributed(EngineConfig()) as rank:
-        chosen = choose_step(arguments.folder, arguments.step, rank)
-        model, config, step = rank_zero_first(rank, lambda: load_embedding(arguments.folder, chosen))
+        source = choose_weights(rank, arguments.weights, arguments.step, arguments.settings)
+        model, loaded = rank_zero_first(rank, lambda: load_embedding(source))
         folder, parts = arguments.videos, out.with_name(f"{out.name}.parts")
         videos, others = run_on_rank_zero(rank, lambda: find_videos(folder))
-        results = features_of_files(model, config, folder, videos, parts, rank)
+        results = features_of_files(model, loaded.config, folder, videos, parts, rank)
         if rank.is_rank_zero:
             write_atomically(out, WRITERS[out.suffix](results))
             for reason in results.unreadable.values():
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             if note := note_on_outside(folder, [folder / name for name in videos]):
                 say(f"note: {note}")
             say(f"skipped {others} files without a video extension")
-            say(f"wrote {out}: {len(results.values)} videos by step {step}, {len(results.unreadable)} not read")
+            say(f"wrote {out}: {len(results.values)} videos by {loaded.title}, {len(results.unreadable)} not read")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from motionmae.commands.app import Command, add_json_argument, add_run_arguments
+from motionmae.commands.app import Command, add_json_argument, add_weights_arguments
 from motionmae.errors import UserError
 from motionmae.files import write_json
 from motionmae.text import say
@@ -11,11 +11,12 @@ _DESCRIPTION = "Classify the central clip of each test video by its nearest trai
 _EPILOG = """\
 examples:
   motionmae knn runs/tiny_ut_interaction --train data/ut_interaction/train --test data/ut_interaction/val
-  motionmae knn runs/vitb_k400 --train data/k400/train --test data/k400/val --step 50000 --json knn.json"""
+  motionmae knn runs/vitb_k400 --train data/k400/train --test data/k400/val --step 50000 --json knn.json
+  motionmae knn videomae-base --train data/ut_interaction/train --test data/ut_interaction/val"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run_arguments(parser)
+    add_weights_arguments(parser)
     parser.add_argument("--train", required=True, help="folder or URL of labelled shards")
     parser.add_argument("--test", required=True, help="folder or URL of labelled shards with the same classes")
     parser.add_argument("--k", type=int, default=20, help="number of neighbours (default: 20)")
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.distributed.context import rank_zero_first
     from motionmae.distributed.process_group import distributed
     from motionmae.evaluation.features import features_of_shards
-    from motionmae.evaluation.load_run import choose_step, load_embedding
+    from motionmae.evaluation.load_model import choose_weights, load_embedding
     from motionmae.evaluation.multiview_test import labels_of
     from motionmae.training.validation.nearest import classify_by_neighbours
 
@@ -42,14 +43,15 @@ def run(arguments: argparse.Namespace) -> int:
         given = f"--k {arguments.k} --temperature {arguments.temperature:g}"
         raise UserError(f"--k must be at least 1 and --temperature positive, not {given}")
     with distributed(EngineConfig()) as rank:
-        chosen = choose_step(arguments.folder, arguments.step, rank)
-        model, config, step = rank_zero_first(rank, lambda: load_embedding(arguments.folder, chosen))
+        source = choose_weights(rank, arguments.weights, arguments.step, arguments.settings)
+        model, loaded = rank_zero_first(rank, lambda: load_embedding(source))
+        config = loaded.config
         readers = [open_reader(shards, data=config.data) for shards in (arguments.train, arguments.test)]
         for reader in readers:
             check_one_sample_per_video(reader.manifest, reader.folder, "k-NN")
         names = readers[0].manifest.class_names
         logits = match_classes(names, readers[1].manifest.class_names, arguments.test)
-        work = arguments.folder / "knn"
+        work = source.results / "knn"
         train, test = (features_of_shards(model, config, reader, work, rank) for reader in readers)
         if rank.is_rank_zero:
             for part, shards in ((train, arguments.train), (test, arguments.test)):
@@ -65,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             rows = [np.stack(list(part.values.values())) for part in (train, test)]
             found = classify_by_neighbours(rows[0], train_labels, rows[1], arguments.k, arguments.temperature)
             report = {
-                "step": step,
+                "step": loaded.step,
                 "top1": float(100 * (found == truth).mean()),
                 "chance": float(100 * np.bincount(truth).max() / len(truth)),
                 "videos": len(truth),
@@ -73,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "train_missing": len(train.unreadable),
             }
             say(
-                f"step {step}: {report['top1']:.1f} % of {len(truth)} videos by {arguments.k} neighbours "
+                f"{loaded.title}: {report['top1']:.1f} % of {len(truth)} videos by {arguments.k} neighbours "
                 f"(most frequent class: {report['chance']:.1f} %; not read: {len(test.unreadable)} of these, "
                 f"{len(train.unreadable)} of the training videos)"
             )

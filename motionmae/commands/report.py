@@ -1,4 +1,4 @@
-"""`motionmae report`: write one HTML file about runs, and compare their losses with predicting the mean."""
+"""`motionmae report`: write one HTML file about runs or other weights, and compare losses with predicting the mean."""
 
 import argparse
 from dataclasses import asdict
@@ -8,6 +8,7 @@ from motionmae.commands.app import Command, add_json_argument
 from motionmae.errors import UserError
 from motionmae.files import write_atomically, write_json
 from motionmae.outputs import containing, output_argument, refuse_foreign
+from motionmae.runs.directory import RunFolder
 from motionmae.text import say
 
 _EPILOG = """\
@@ -16,6 +17,7 @@ examples:
   motionmae report runs/vitb_ssv2 runs/videomae_vitb_ssv2 --out compared.html
   motionmae report runs/ut_interaction --held-out data/ut_interaction/val
   motionmae report runs/vitl_k400 --no-pictures
+  motionmae report exported
 
 The file is self-contained: open it in any browser, or mail it."""
 
@@ -25,8 +27,9 @@ _PAGE = containing(" - MotionMAE</title>")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folders")
-    out_help = "file to write (default: report.html in the first RUN)"
+    explained = "runs, or other weights: checkpoints, exports, Hugging Face VideoMAE folders, released files"
+    parser.add_argument("weights", nargs="+", metavar="WEIGHTS", help=explained)
+    out_help = "file to write (default: report.html in the first run, or in results/NAME)"
     parser.add_argument("--out", type=output_argument(_PAGE), help=out_help)
     parser.add_argument("--no-pictures", action="store_true", help="leave out reconstructions, which need the model")
     explained = "also measure the explained variance on at most 256 clips of these shards"
@@ -37,13 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the report and print the table of losses."""
     from monitoring.report.losses import HeadLoss, head_losses, loss_table
+    from monitoring.report.models import describe_model
     from monitoring.report.page import render
     from monitoring.report.pictures import Picture, reconstructions
     from motionmae.runs.history import RunHistory
 
-    out = arguments.out or arguments.folders[0] / "report.html"
+    sources = [_find(name) for name in arguments.weights]
+    out = arguments.out or sources[0][1] / "report.html"
     refuse_foreign(out, _PAGE)
-    histories = [RunHistory(folder).require_events() for folder in arguments.folders]
+    histories = [RunHistory(folder).require_events() for run, folder in sources if run]
+    models = [describe_model(name) for name, (run, _) in zip(arguments.weights, sources, strict=True) if not run]
     losses: list[HeadLoss] = []
     pictures: list[Picture] = []
     notes: list[str] = []
@@ -58,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
         except (UserError, OSError) as error:  # no checkpoint yet, shards elsewhere, another task
             notes.append(f"{history.name}: no reconstructions ({error})")
     notes += [note for history in histories for note in history.notes]
-    write_atomically(out, render(histories, pictures, losses, notes).encode())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, render(histories, pictures, losses, notes, models).encode())
     if losses:
         _print_table(*loss_table(losses))
     for note in notes:
@@ -67,6 +74,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write_json(arguments.json, [asdict(loss) for loss in losses])
     return 0
+
+
+def _find(name: str) -> tuple[bool, Path]:
+    """Return whether ``name`` is a run or a checkpoint in it, and the folder of the run or of results."""
+    path = Path(name).expanduser()
+    if RunFolder(path).events.is_file() or RunFolder(path).config.is_file():
+        return True, path
+    from motionmae.evaluation.weights_source import find_weights  # imports torch
+
+    source = find_weights(name)
+    return source.run is not None, source.results
 
 
 def _print_table(head: list[str], rows: list[list[str]]) -> None:
@@ -85,7 +103,7 @@ def _print_table(head: list[str], rows: list[list[str]]) -> None:
 COMMAND = Command(
     add_arguments,
     run,
-    description="Write one HTML file about a run, or about several runs side by side.\n"
+    description="Write one HTML file about a run or other weights, or about several side by side.\n"
     "For pre-training runs, also print the loss of each head beside the loss of predicting the mean.",
     epilog=_EPILOG,
 )

@@ -25,6 +25,7 @@ COMMANDS = {
     "shards merge": Entry("data_tools.merge", "merge folders of shards into one", _SHARDS),
     "shards beton": Entry("data_tools.make_beton", "write shards as one FFCV file", _SHARDS),
     "shards toy": Entry("data_tools.make_toy_dataset.cli", "render labelled videos to try MotionMAE on", _SHARDS),
+    "init": Entry("data_tools.init.cli", "look at a folder of videos, and write a config that fits it"),
     "config list": Entry("motionmae.commands.config:LIST", "list the configs that come with the code", _CONFIG),
     "config show": Entry("motionmae.commands.config:SHOW", "print a config with all its values", _CONFIG),
     "config diff": Entry("motionmae.commands.config:DIFF", "print the differences of two configs", _CONFIG),
@@ -32,14 +33,15 @@ COMMANDS = {
     "plan": Entry("motionmae.commands.plan", "estimate parameters, memory and time of a run"),
     "pretrain": Entry("motionmae.commands.train:PRETRAIN", "pre-train a model, or resume its run"),
     "finetune": Entry("motionmae.commands.train:FINETUNE", "fine-tune a pre-trained encoder, or resume its run"),
-    "test": Entry("motionmae.commands.test", "measure the multi-view accuracy of a fine-tuned run"),
+    "test": Entry("motionmae.commands.test", "measure the multi-view accuracy of a classifier"),
+    "predict": Entry("motionmae.commands.predict", "name the classes of video files"),
     "submit": Entry("slurm.submission", "submit a run to Slurm, or start it on this machine"),
     "runs": Entry("slurm.run_table", "list all runs of a folder: state, step, loss, remaining time, last fault"),
     "watch": Entry("motionmae.commands.watch", "follow a run in the terminal: losses, speed, goodput, faults"),
     "report": Entry("motionmae.commands.report", "write a run's report as one HTML file, and print its losses"),
     "checkpoints": Entry("motionmae.commands.checkpoints", "list, verify and repair the checkpoints of a run"),
-    "reconstruct": Entry("motionmae.commands.reconstruct", "draw what a run's heads reconstruct"),
-    "export": Entry("motionmae.commands.export", "write a run's weights for other programs"),
+    "reconstruct": Entry("motionmae.commands.reconstruct", "draw what a model's heads reconstruct"),
+    "export": Entry("motionmae.commands.export", "write weights for other programs"),
     "knn": Entry("motionmae.commands.knn", "measure the nearest-neighbour accuracy of frozen features"),
     "features": Entry("motionmae.commands.features", "write the clip features of a folder of videos"),
     "davis": Entry("motionmae.commands.davis", "segment video objects on DAVIS-2017"),
@@ -64,6 +66,9 @@ From videos to a tested model, here on rendered videos and two CPU cores:
   3. pre-train   motionmae pretrain --config tiny_toy
   4. fine-tune   motionmae finetune --config finetune_tiny_toy
   5. test        motionmae test finetune_tiny_toy
+  6. predict     motionmae predict finetune_tiny_toy data/toy_videos/val
+
+With your own videos, begin with `motionmae init VIDEOS`: it writes a config that fits, and prints these commands.
 
 Look at a run, also while it trains:
 

@@ -1,10 +1,10 @@
-"""`motionmae test`: measure the K x 3-view accuracy of a fine-tuned run."""
+"""`motionmae test`: measure the multi-view accuracy of a classifier."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from motionmae.commands.app import Command, add_json_argument, add_step_argument
+from motionmae.commands.app import Command, add_classes_argument, add_json_argument, add_weights_arguments
 from motionmae.errors import UserError
 from motionmae.text import say
 
@@ -12,24 +12,25 @@ if TYPE_CHECKING:
     from motionmae.evaluation.multiview_test import Report
 
 _DESCRIPTION = """\
-Test a fine-tuning run on all videos of its test shards. The prediction for a video is the mean of the softmax outputs
-of its clips x crops views. Figures, per-class accuracy, predictions and the confusion matrix go to RUN/test/. The same
-command continues an interrupted test. Under torchrun or srun the ranks share the videos; their number does not change
-the result."""
+Test a classifier on all videos of test shards. The prediction for a video is the mean of the softmax outputs
+of its clips x crops views. Figures, per-class accuracy, predictions and the confusion matrix go to RUN/test/, or to
+results/NAME/test/ for weights outside of a run. The same command continues an interrupted test. Under torchrun or srun
+the ranks share the videos; their number does not change the result."""
 
 _EPILOG = """\
 examples:
   motionmae test runs/finetune_tiny_ut_interaction
   motionmae test finetune_tiny_ut_interaction --shards data/ut_interaction/val --clips 1 --crops 1
+  motionmae test exported --shards data/ut_interaction/val
   torchrun --nproc-per-node 2 -m motionmae test finetune_tiny_ut_interaction --json figures.json"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_or_config", metavar="RUN_OR_CONFIG", help="run folder, or name of its config")
-    parser.add_argument("--shards", help="folder or URL of shards (default: test.shards of the run)")
-    parser.add_argument("--clips", type=int, help="clips per video (default: test.clips of the run)")
-    parser.add_argument("--crops", type=int, help="crops per clip (default: test.crops of the run)")
-    add_step_argument(parser)
+    add_weights_arguments(parser, "a classifier")
+    add_classes_argument(parser)
+    parser.add_argument("--shards", help="folder or URL of shards (default: test.shards of a run)")
+    parser.add_argument("--clips", type=int, help="clips per video (default: test.clips of its config)")
+    parser.add_argument("--crops", type=int, help="crops per clip (default: test.crops of its config)")
     add_json_argument(parser, "top1", "per_class")
 
 
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
     from numpy.typing import NDArray
 
-    from motionmae.config import load_config
+    from motionmae.config import EngineConfig, load_config
     from motionmae.data.held_out.shards import match_classes
     from motionmae.data.open_shards import open_reader
     from motionmae.data.shards.manifest import check_whole
@@ -47,20 +48,21 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.distributed.context import rank_zero_first
     from motionmae.distributed.process_group import distributed
     from motionmae.evaluation import multiview_test
-    from motionmae.evaluation.load_run import Finetuned, choose_step, load_finetuned
+    from motionmae.evaluation.load_model import Finetuned, choose_weights, load_finetuned
+    from motionmae.evaluation.weights_source import WeightsSource, run_of
     from motionmae.runs.directory import RunFolder
     from motionmae.training.validation.confusion import draw_confusion
 
-    folder = RunFolder(Path(arguments.run_or_config))
-    config = load_config(str(folder.config) if folder.config.is_file() else arguments.run_or_config)
-    if not folder.config.is_file():
-        folder = RunFolder(config.run_folder)
+    run = run_of(arguments.weights)
+    engine = load_config(str(RunFolder(run).config)).engine if run else EngineConfig()
 
-    def prepare(step: int) -> tuple[Finetuned, ShardReader, NDArray[np.int64]]:
-        trained = load_finetuned(folder.path, step)
+    def prepare(source: WeightsSource) -> tuple[Finetuned, ShardReader, NDArray[np.int64]]:
+        trained = load_finetuned(source)
         flags = {key: getattr(arguments, key) for key in ("shards", "clips", "crops")}
         changes = {f"test.{key}": value for key, value in flags.items() if value is not None}
         config = trained.config.updated(changes)
+        if source.run is None and not arguments.shards:
+            raise UserError(f"{arguments.weights} is not a run with test shards of its own: add --shards FOLDER")
         views = config.test
         if not views.shards:
             made = "made of the test split by `motionmae shards make`"
@@ -71,16 +73,16 @@ def run(arguments: argparse.Namespace) -> int:
         names = reader.manifest.class_names
         return trained, reader, match_classes(trained.class_names, names, views.shards)
 
-    with distributed(config.engine) as rank:
-        step = choose_step(folder.path, arguments.step, rank)
-        trained, reader, logits = rank_zero_first(rank, lambda: prepare(step))
-        results, out = multiview_test.predict(trained, reader, folder.path, rank)
+    with distributed(engine) as rank:
+        source = choose_weights(rank, arguments.weights, arguments.step, arguments.settings, arguments.classes)
+        trained, reader, logits = rank_zero_first(rank, lambda: prepare(source))
+        results, out = multiview_test.predict(trained, reader, rank)
         if rank.is_rank_zero:
             labels = multiview_test.labels_of(reader, results, logits)
             report, confusion = multiview_test.evaluate(trained, results, labels)
             predictions, picture, figures = (out / name for name in multiview_test.RESULT_FILES)
             multiview_test.write_predictions(predictions, trained, reader, results)
-            heading = f"{trained.config.name}, step {trained.step}, {report.views} views: {report.top1:.1f} % top-1"
+            heading = f"{trained.title}, {report.views} views: {report.top1:.1f} % top-1"
             draw_confusion(picture, confusion, trained.class_names, heading)
             of = {"step": trained.step, "shards": trained.config.test.shards}
             for path in (figures, arguments.json):

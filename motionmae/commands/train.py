@@ -16,7 +16,7 @@ examples:
   motionmae pretrain --config tiny_toy data.shards=data/toy/train
   motionmae pretrain --config tiny_toy optim.epochs=20 name=toy_20 engine.zero_stage=2
   torchrun --nproc-per-node 2 -m motionmae pretrain --config tiny_toy data.shards=data/toy/train
-  srun --ntasks-per-node 8 --gpus-per-node 8 python -m motionmae pretrain --config vitl_k400 data.shards=/data/k400
+  srun --kill-on-bad-exit=1 --ntasks-per-node 8 --gpus-per-node 8 python -m motionmae pretrain --config vitl_k400
 
 exit status:
   0    the run is complete
@@ -26,7 +26,8 @@ exit status:
   79   the watchdog ended a hanging step and wrote all stacks to RUN/logs: start the same command again
   80   a newer attempt of the run owns the run folder; this attempt wrote nothing more
   81   the file RUN/stop ended the run after a save (the file RUN/save requests only a save)
-  143  SIGTERM, Ctrl-C or a closed terminal ended the run after a save; a second Ctrl-C exits at once (130)
+  143  SIGTERM, Ctrl-C or a closed terminal ended the run after a save; a second Ctrl-C exits at once (130), as does
+       the first before training has begun
   1    a bug, with its traceback; the same command resumes from the last checkpoint"""
 
 _FINETUNE = """\

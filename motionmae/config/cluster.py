@@ -1,12 +1,17 @@
 """Cluster configuration: resources that a run requests from Slurm, and its Prometheus exporter."""
 
 import ipaddress
-from typing import Annotated
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from motionmae.config.section import LocalPath, Section, refusal
-from motionmae.config.text_types import HostList, SbatchText
+from motionmae.config.text_types import GpuType, HostList, NodeSuffix, SbatchText
+from motionmae.text import excerpt
+
+_TYPED_GPUS = re.compile(r"(?P<type>[A-Za-z][\w.-]*):(?P<number>\d+)", re.ASCII)
 
 
 class LaunchConfig(Section):
@@ -17,7 +22,12 @@ class LaunchConfig(Section):
     ntasks_per_node: PositiveInt = 8
     """Training processes (ranks) per node, one per GPU."""
     gpus_per_node: NonNegativeInt = 8
-    """GPUs requested per node; 0 on machines without GPUs."""
+    """GPUs requested per node, as a number or TYPE:NUMBER, for example a100:8; 0 on machines without GPUs."""
+    gpu_type: GpuType = ""
+    """Type of the GPUs, as Slurm names it (`sinfo -o %G`). Empty: any. TYPE:NUMBER in gpus_per_node sets it."""
+    gpu_option: Literal["gpus-per-node", "gres", "gpus-per-task"] = "gpus-per-node"
+    """Option of sbatch that requests the GPUs. gres: for sites that know only this form. gpus-per-task: every rank sees
+    its own GPUs only."""
     cpus_per_task: PositiveInt = 12
     """CPU cores per rank, for decoding (data.workers) and the training process. With hyper-threading, Slurm may count
     threads: add `--sbatch hint=nomultithread`."""
@@ -55,6 +65,22 @@ class LaunchConfig(Section):
     """Nodes that the job must not use, as a Slurm host list, for example node[3-4]."""
     comment: SbatchText = ""
     """Free text shown by squeue."""
+    master_interface: NodeSuffix = ""
+    """Network interface (ib0) of the node of rank 0 at which the ranks meet. Empty: the node's name decides."""
+    master_suffix: NodeSuffix = ""
+    """Appended to the name of the node of rank 0 (-ib0), for nodes with another name on the fast network."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_typed_gpus(cls, values: Any) -> Any:
+        """Split ``gpus_per_node: a100:8`` into ``gpu_type`` and ``gpus_per_node``."""
+        gpus = values.get("gpus_per_node") if isinstance(values, Mapping) else None
+        if not isinstance(gpus, str) or ":" not in gpus:
+            return values
+        if (found := _TYPED_GPUS.fullmatch(gpus)) is None:
+            allowed = "write a number or TYPE:NUMBER, for example a100:8; the nodes of a run need one type of GPU"
+            raise refusal("launch.gpus_per_node", excerpt(gpus), allowed)
+        return {**values, "gpu_type": found["type"], "gpus_per_node": found["number"]}
 
     def check(self) -> None:
         if self.min_nodes > self.nodes:
@@ -62,6 +88,11 @@ class LaunchConfig(Section):
         if self.signal_seconds >= 60 * self.time:
             allowed = f"it must be less than the time limit, launch.time={self.time} minutes"
             raise refusal("launch.signal_seconds", self.signal_seconds, allowed)
+        if self.gpu_option == "gpus-per-task" and self.gpus_per_node % self.ntasks_per_node:
+            allowed = f"{self.ntasks_per_node} tasks a node cannot share {self.gpus_per_node} GPUs equally"
+            raise refusal("launch.gpu_option", self.gpu_option, allowed)
+        if self.master_interface and self.master_suffix:
+            raise refusal("launch.master_suffix", self.master_suffix, "launch.master_interface is set; choose one")
 
 
 def _one_address(address: str) -> str:
@@ -84,8 +115,8 @@ class MonitoringConfig(Section):
     a Prometheus on the same machine reaches 127.0.0.1."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """First port to try; 0 lets the system choose. The discovery folder publishes the port."""
-    ports: PositiveInt = 1
-    """Number of ports to try from `port` on, for nodes that host several runs."""
+    ports: PositiveInt = 16
+    """Number of ports to try from `port` on, because a node can host several runs, of several people."""
     tls_certificate: LocalPath = ""
     """PEM file of the exporter's TLS certificate. Empty: plain HTTP."""
     tls_key: LocalPath = ""

@@ -156,12 +156,30 @@ def accumulation_steps(config: Config, world: int) -> int:
     return batch // (micro * world)
 
 
-def steps_per_epoch(config: Config, videos: int) -> int:
+def steps_per_epoch(config: Config, videos: int, ranks: int = 1) -> int:
     """Return the number of whole steps in an epoch of ``videos`` samples. Raises UserError if there is none."""
     batch = config.optim.global_batch_size
     if videos < batch:
         raise UserError(
-            f"{config.data.location or 'the data set'} holds {videos} samples, fewer than one step takes: "
-            f"set optim.global_batch_size={videos} or less (now {batch})"
+            f"{config.data.location or 'the data set'} holds {videos} samples, fewer than one step takes "
+            f"(optim.global_batch_size={batch}): {_smaller_batch(config, videos, ranks)}"
         )
     return videos // batch
+
+
+def _smaller_batch(config: Config, videos: int, ranks: int) -> str:
+    """Return the settings with which a data set smaller than the batch gives steps: at least four where it can."""
+    mixes = config.task == "finetune" and config.finetune.mixes and config.data.repeated_sampling % 2
+    least = 2 if mixes else 1  # mixup mixes clips in pairs
+    if videos < least * ranks:
+        fewer = f"start at most {videos // least} processes, or " if videos >= least else ""
+        return f"{fewer}use more videos, because every one of the {ranks} processes needs {least} a step"
+    share = max(least, videos // 4 // ranks)
+    share = 1 << share.bit_length() - 1  # a power of two
+    micro = min(share, 1 << config.engine.micro_batch_size.bit_length() - 1)
+    steps = videos // (share * ranks)
+    many = "step" if steps == 1 else "steps"
+    return (
+        f"set optim.global_batch_size={share * ranks} engine.micro_batch_size={micro}, which gives {steps} {many} an "
+        "epoch, or let `motionmae init VIDEOS` write a config that fits the videos and this machine"
+    )

@@ -17,8 +17,8 @@ DEFAULT = Path("~/.config/motionmae/site.yaml")
 class _Contents(Section):
     launch: dict[str, Any] = Field(default_factory=dict)
     """Values of :class:`motionmae.config.LaunchConfig`, which :func:`motionmae.config.load_config` checks."""
-    sbatch: dict[SbatchOption, SbatchText] = Field(default_factory=dict)
-    """Other long options of sbatch."""
+    sbatch: dict[SbatchOption, SbatchText | None] = Field(default_factory=dict)
+    """Other long options of sbatch. ``true`` and no value ask for an option that takes none."""
     environment: dict[Variable, VariableValue] = Field(default_factory=dict)
     """Environment variables of every rank. They are written into the job script: no secret belongs here."""
 

@@ -82,6 +82,9 @@ SbatchOption = Annotated[str, _of_form("[a-z][a-z0-9-]*", "a long option of sbat
 Variable = Annotated[str, _of_form(r"[A-Za-z_]\w*", "a variable's name, such as NCCL_DEBUG")]
 JobId = Annotated[str, _of_form(r"(\w[\w.+-]{0,63})?", "the number of a job")]
 NodeName = Annotated[str, _of_form(r"\w[\w.-]{0,254}", "the name of a node: letters, digits, '.', '_' and '-'")]
+GpuType = Annotated[str, _of_form(r"([A-Za-z][\w.-]*)?", "a type of GPU as Slurm names it, such as a100")]
+NodeSuffix = Annotated[str, _of_form(r"[\w.-]{0,64}", "letters, digits, '.', '_' and '-', such as -ib0")]
+"""End of a node's name, or name of a network interface."""
 HostList = Annotated[str, _of_form(rf"({_HOSTS}(,{_HOSTS})*)?", "names of nodes as a Slurm host list: node[3-4],node7")]
 
 

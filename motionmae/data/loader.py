@@ -155,7 +155,7 @@ class ClipLoader:
         check_stored(self.sources, clip, flow)
         if labelled:
             self.sources.check_classes()
-        self.steps_per_epoch = steps_per_epoch(step, self.sources.epoch_samples)
+        self.steps_per_epoch = steps_per_epoch(step, self.sources.epoch_samples, world)
         self.order = make_order(self.sources, seed=seed, batch=batch, steps_per_epoch=self.steps_per_epoch)
         self.corrupt: Counter[str] = Counter()
         """Number of corrupt samples that this rank found, by :class:`motionmae.data.shards.errors.Reason`."""

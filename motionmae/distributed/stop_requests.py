@@ -6,7 +6,8 @@ that arrives during a step therefore takes effect after the next step.
 Slurm sends SIGUSR2, through submitit, before a time limit or a preemption: the run saves and is requeued. It sends
 SIGTERM where the user signal is not configured, and on ``scancel``: the run saves and is not requeued. Ctrl-C and a
 closed terminal count as SIGTERM; a second Ctrl-C ends the process at once. A handler only sets a flag: a collective
-inside a handler would run on one rank only.
+inside a handler would run on one rank only. While a rank still waits for the others, there is nothing to save, and a
+signal ends it at once.
 
 People create files in the run folder: ``stop`` ends the run after a save, ``save`` saves. Each file is removed once its
 request is done. A file that was created before the run started takes effect after the first step.
@@ -15,7 +16,8 @@ request is done. A file that was created before the run started takes effect aft
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -43,6 +45,14 @@ class Request:
     save: bool
 
 
+class Stopped(Exception):  # noqa: N818
+    """End of an attempt by a signal before training began. There is nothing to save."""
+
+    def __init__(self, end: EndReason) -> None:
+        super().__init__("stopped by a signal before training began; nothing was lost")
+        self.end = end
+
+
 class StopSignals:
     """Signal handlers that only set a flag; ``with StopSignals() as signals:`` restores the former handlers."""
 
@@ -50,7 +60,7 @@ class StopSignals:
         # Former handlers by signal. A Slurm job calls submitit's handler after the save.
         self.former: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
         self.level = 0  # of the most urgent signal so far; 0 without a signal
-        self._interrupted = False
+        self._interrupted = self._immediate = False
         self._terminal_outputs = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     def __enter__(self) -> "StopSignals":
@@ -68,12 +78,33 @@ class StopSignals:
         for number, handler in self.former.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def immediate(self) -> Iterator[None]:
+        """End the attempt at once, inside this block, at a signal or if one has arrived before.
+
+        Raises:
+            Stopped: a stop signal has arrived.
+            KeyboardInterrupt: Ctrl-C was pressed.
+        """
+        self._immediate = True
+        try:
+            self._stop_if_asked()
+            yield
+        finally:
+            self._immediate = False
+
+    def _stop_if_asked(self) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt("interrupted before training began; nothing was lost")
+        if self.level and (end := _END_REASONS[self.level]):
+            raise Stopped(end)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             if self._interrupted:
                 raise KeyboardInterrupt
             self._interrupted = True
-            if os.environ.get("RANK", "0") == "0":
+            if os.environ.get("RANK", "0") == "0" and not self._immediate:
                 os.write(2, _INTERRUPT_MESSAGE)  # the signal may have interrupted a print
         elif number == signal.SIGHUP:  # output to a closed terminal would fail, and the save with it
             null = os.open(os.devnull, os.O_WRONLY)
@@ -81,6 +112,8 @@ class StopSignals:
                 os.dup2(null, descriptor)
             os.close(null)
         self.level = max(self.level, _LEVELS[signal.Signals(number)])
+        if self._immediate:
+            self._stop_if_asked()
 
 
 class StopRequests:

@@ -9,47 +9,52 @@
 """
 
 import json
-import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
-from torch import Tensor
 
-from motionmae.config import Config, config_yaml
+from motionmae.config import Config
 from motionmae.evaluation.export_folder import write_export
-from motionmae.evaluation.load_run import load_run
-from motionmae.models.convert import CLASSIFIER, PRETRAINING, huggingface_config, to_huggingface
+from motionmae.evaluation.load_model import EncoderOnly, Finetuned, load_model
+from motionmae.evaluation.model_card import Exported, find_figures, model_card
+from motionmae.evaluation.weights_source import WeightsSource, find_weights
+from motionmae.models.convert import ENCODER, huggingface_config, to_huggingface
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
 from motionmae.runs.git_revision import git_revision
 from motionmae.runs.history import RunHistory
-from motionmae.text import printable
 
 
-@dataclass(frozen=True)
-class Exported:
-    """Weights and metadata of an exported model."""
+def export(
+    source: WeightsSource | str | Path, step: int | str | None, kind: str, out: Path, license_: str | None = None
+) -> list[Path]:
+    """Export weights and return the files.
 
-    state: dict[str, Tensor]
-    config: Config
-    step: int
-    class_names: tuple[str, ...]
-    commit: str
-    note: str = ""  # note for the model card about omitted weights
-
-
-def export(run: Path, step: int | str | None, kind: str, out: Path) -> list[Path]:
-    """Export the checkpoint of ``step``, or the newest one, and return the files; ``kind`` is safetensors or hf.
+    Args:
+        source: any weights (docs/weights.md); of a run, the checkpoint of ``step``, or the newest one.
+        kind: safetensors or hf.
+        license_: SPDX identifier for the model card; by default that of this project for a run, and `other` for
+            weights of another origin.
 
     Raises:
-        UserError: the checkpoint does not exist, VideoMAE cannot represent the model, or ``out`` cannot be written or
-            holds files of another origin.
+        UserError: there are no weights, VideoMAE cannot represent the model, or ``out`` cannot be written or holds
+            files of another origin.
     """
-    loaded = load_run(run, step)
-    names = getattr(loaded, "class_names", ())
+    found = source if isinstance(source, WeightsSource) else find_weights(source, step)
+    loaded = load_model(found)
     state = {name: value.contiguous() for name, value in loaded.model.state_dict().items()}
-    exported = Exported(state, loaded.config, loaded.step, names, recorded_commit(run))
+    if isinstance(loaded, EncoderOnly):
+        state = {f"encoder.{name}": value for name, value in state.items()}
+    exported = Exported(
+        state,
+        loaded.config,
+        loaded.step,
+        loaded.class_names if isinstance(loaded, Finetuned) else (),
+        recorded_commit(found.run) if found.run else loaded.commit,
+        license=license_ or ("apache-2.0" if found.run else "other"),
+        figures=find_figures(found.results, loaded.step),
+    )
     files: dict[str, Any] = {}
     if kind == "hf":
         exported = as_videomae(exported)
@@ -60,12 +65,13 @@ def export(run: Path, step: int | str | None, kind: str, out: Path) -> list[Path
         "task": exported.config.task,
         "class_names": exported.class_names,
         "commit": exported.commit,
+        "license": exported.license,
         "config": exported.config.model_dump(mode="json"),
     }
     contents = {
         "model.safetensors": save(exported.state, {"format": "pt"}),
         **{name: (json.dumps(content, indent=1) + "\n").encode() for name, content in files.items()},
-        "README.md": model_card(exported, kind).encode(),
+        "README.md": model_card(exported, kind, out.resolve().name).encode(),
     }
     return write_export(out, facts, contents)
 
@@ -79,16 +85,19 @@ def as_videomae(exported: Exported) -> Exported:
         config = config.updated({"target.kind": "frame"})
         note = "The time head is omitted, because VideoMAE has none. Encoder and space head are as trained."
     huggingface_config(config)  # raises UserError if VideoMAE cannot represent the model
-    state = to_huggingface(state, PRETRAINING if pretraining else CLASSIFIER, config.clip)
-    return replace(exported, state=state, config=config, note=note)
+    model = exported.videomae
+    if model == ENCODER:
+        state = {name.removeprefix("encoder."): value for name, value in state.items()}
+    return replace(exported, state=to_huggingface(state, model, config.clip), config=config, note=note)
 
 
 def transformers_config(exported: Exported) -> dict[str, Any]:
     """Return the content of config.json."""
     classes = dict(enumerate(exported.class_names))
     labels = {"id2label": classes, "label2id": {name: number for number, name in classes.items()}} if classes else {}
-    kind = CLASSIFIER if classes else PRETRAINING
-    return {"model_type": "videomae", "architectures": [kind], **huggingface_config(exported.config), **labels}
+    has_norm = any(name.endswith("layernorm.weight") and "layer." not in name for name in exported.state)
+    settings = {**huggingface_config(exported.config), "use_mean_pooling": not has_norm}
+    return {"model_type": "videomae", "architectures": [exported.videomae], **settings, **labels}
 
 
 def preprocessor_config(config: Config) -> dict[str, Any]:
@@ -106,32 +115,3 @@ def preprocessor_config(config: Config) -> dict[str, Any]:
 def recorded_commit(run: Path) -> str:
     """Return the commit that last trained the run. If it is unknown, say so and name the commit of this code."""
     return RunHistory(run).git_revision or f"not recorded by the run, exported by {git_revision()}"
-
-
-def model_card(exported: Exported, kind: str) -> str:
-    config = exported.config
-    model = f"classifier of {len(exported.class_names)} classes" if exported.class_names else "pre-trained encoder"
-    if kind == "hf":
-        name = CLASSIFIER if config.task == "finetune" else PRETRAINING
-        loading = f'```python\nfrom transformers import {name}\n\nmodel = {name}.from_pretrained("FOLDER")\n```'
-    else:
-        loading = "```sh\nmotionmae finetune --config NAME finetune.init=FOLDER\n```"
-    shards = config.data.location.replace("`", "'")
-    lines = [
-        "---\nlicense: other\ntags: [video, masked-autoencoder, motionmae]\n---",
-        f"# {config.name}: {model} (MotionMAE, {config.model.size})",
-        exported.note,
-        f"- step {exported.step} of the run `{config.name}` (task {config.task}, seed {config.seed})",
-        f"- data: `{shards}`",
-        f"- code: {_plain(exported.commit)}",
-        f"- input: {config.clip.frames} frames of {config.clip.size} x {config.clip.size} pixels with a stride of "
-        f"{config.clip.stride} video frames, normalised by ImageNet's mean and standard deviation",
-        loading,
-        f"## Settings\n```yaml\n{config_yaml(config)}```",
-    ]
-    return "\n\n".join(filter(None, lines)) + "\n"
-
-
-def _plain(text: str) -> str:
-    """Return a text that may come from a stranger's run as one line of Markdown without links and tags."""
-    return re.sub(r"[][`<>\\]", lambda found: f"\\{found[0]}", printable(text))

@@ -20,7 +20,7 @@ from motionmae.distributed.context import DistributedContext
 from motionmae.errors import UserError
 from motionmae.evaluation.cache_key import CacheKey
 from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
-from motionmae.evaluation.load_run import Embedding
+from motionmae.evaluation.load_model import Embedding
 
 
 def find_videos(folder: Path) -> tuple[dict[str, str], int]:
@@ -57,7 +57,7 @@ def features_of_files(
     def read(name: str) -> NDArray[np.uint8]:
         return read_central_clip(folder / name, config.clip).numpy()
 
-    frozen = FrozenModel(model, config, rank, batch=1)
+    frozen = FrozenModel(model, config, rank.device, batch=1)
     key = _cache_key(frozen, config, str(folder.resolve()))
     return infer(videos, read, _compute(frozen), work, key, rank, "features", config.data.threads)
 
@@ -74,7 +74,7 @@ def features_of_shards(
     def read(name: str) -> NDArray[np.uint8]:
         return read_clip(reader, int(name), config.clip).numpy()
 
-    frozen = FrozenModel(model, config, rank, batch=1)
+    frozen = FrozenModel(model, config, rank.device, batch=1)
     key = _cache_key(frozen, config, reader.manifest.fingerprint)
     parts, title = work / key.digest, reader.manifest.split
     return infer(items_of(reader), read, _compute(frozen), parts, key, rank, title, config.data.threads)

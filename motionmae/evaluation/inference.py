@@ -95,10 +95,10 @@ def _rows(parts: Path, items: Mapping[str, str]) -> dict[str, Row]:
 class FrozenModel:
     """Model in evaluation mode and in the precision of its training. A forward pass takes ``batch`` clips."""
 
-    def __init__(self, model: nn.Module, config: Config, rank: DistributedContext, batch: int):
-        self.model = model.eval().requires_grad_(False).to(rank.device)
-        self.precision = resolve_precision(config.engine.precision, rank.device)
-        self._device, self._batch = rank.device, batch
+    def __init__(self, model: nn.Module, config: Config, device: torch.device, batch: int):
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.precision = resolve_precision(config.engine.precision, device)
+        self._device, self._batch = device, batch
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
 
     @torch.inference_mode()

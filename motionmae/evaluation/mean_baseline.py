@@ -7,7 +7,7 @@ import torch
 from motionmae.config import Config
 from motionmae.distributed.devices import choose_device
 from motionmae.engine.precision import autocast
-from motionmae.evaluation.load_run import load_pretrained
+from motionmae.evaluation.load_model import load_pretrained
 from motionmae.training.validation.heads import HeldOutClips, add, measure_baselines
 
 

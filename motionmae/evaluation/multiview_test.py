@@ -17,7 +17,7 @@ from motionmae.distributed.context import DistributedContext, run_on_rank_zero
 from motionmae.errors import UserError
 from motionmae.evaluation.cache_key import FILE_NAME, CacheKey
 from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
-from motionmae.evaluation.load_run import Finetuned
+from motionmae.evaluation.load_model import Finetuned
 from motionmae.files import write_atomically, write_json
 from motionmae.outputs import refuse_foreign_names
 from motionmae.planning.flops import count_classifier_parameters, forward_gflops
@@ -41,13 +41,13 @@ class Report:
     per_class: dict[str, float | None]  # top-1 accuracy of each class; None if no video of the class was read
 
 
-def predict(trained: Finetuned, reader: ShardReader, run: Path, rank: DistributedContext) -> tuple[Results, Path]:
-    """Return the class probabilities of each video, float32 (classes,), and the folder of the results in ``run``.
+def predict(trained: Finetuned, reader: ShardReader, rank: DistributedContext) -> tuple[Results, Path]:
+    """Return the class probabilities of each video, float32 (classes,), and the folder of the results.
 
     The probabilities are the mean softmax over the views. All ranks must call this.
     """
     config, views, manifest = trained.config, trained.config.test, reader.manifest
-    model = FrozenModel(trained.model, config, rank, views.batch_size)
+    model = FrozenModel(trained.model, config, rank.device, views.batch_size)
     settings = {
         "clips": views.clips,
         "crops": views.crops,
@@ -56,8 +56,9 @@ def predict(trained: Finetuned, reader: ShardReader, run: Path, rank: Distribute
         **config.clip.model_dump(),
     }
     key = CacheKey(fingerprint(trained.model), manifest.fingerprint, settings)
-    name = f"step{trained.step}_{manifest.split}_{views.clips}x{views.crops}_{config.data.sampling}_{key.digest}"
-    folder = run / "test" / name
+    step = "" if trained.step is None else f"step{trained.step}_"
+    name = f"{step}{manifest.split}_{views.clips}x{views.crops}_{config.data.sampling}_{key.digest}"
+    folder = trained.source.results / "test" / name
     parts = folder / "parts"
 
     def check_folder() -> None:

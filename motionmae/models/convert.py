@@ -112,11 +112,6 @@ def from_huggingface(state: State, model: str) -> dict[str, Tensor]:
             theirs[name] = flat_kernel(state[name])
         elif name == "mask_token":
             theirs[name] = state[name].reshape(-1)
-    if model == PRETRAINING and "videomae.layernorm.weight" not in theirs:
-        raise UserError(
-            "the state dict lacks videomae.layernorm.weight, the encoder's final norm: "
-            "give weights of a model with use_mean_pooling=False"
-        )
     return _rename(theirs, tuple((old, new) for new, old in _TABLES[model]))
 
 

@@ -39,7 +39,7 @@ def mean_time_between_failures(nodes: int, per_1000_node_days: float, times: Run
     prior = SECONDS_A_DAY * 1000 / (nodes * per_1000_node_days)
     if times is None:
         return prior
-    return (prior + times.seconds_in_attempts) / (1 + times.failures)
+    return (prior + times.seconds_in_training) / (1 + times.failures)
 
 
 def optimal_interval(stall: float, mtbf: float) -> float:

@@ -95,7 +95,7 @@ def make_plan(config: Config, videos: int | None = None) -> Plan:
     mixture = ""
     if videos is None and sources:
         videos = sources.epoch_samples
-        steps_per_epoch(config, videos)
+        steps_per_epoch(config, videos, ranks)
         mixture = sources.describe(config.optim.global_batch_size) if sources.is_mixture else ""
     classes = (len(sources.manifest.class_names) if sources else 0) or KINETICS_CLASSES
     return Plan(
@@ -111,7 +111,7 @@ def make_plan(config: Config, videos: int | None = None) -> Plan:
         flops_per_clip=flops.model,
         recomputed_flops_per_clip=flops.recomputed,
         videos=videos,
-        steps_per_epoch=None if videos is None else steps_per_epoch(config, videos),
+        steps_per_epoch=None if videos is None else steps_per_epoch(config, videos, ranks),
         epochs=config.optim.epochs,
         frames=config.clip.frames,
         mixture=mixture,

@@ -1,8 +1,9 @@
 """Goodput of a run before it is submitted: a simulation of steps, failures, restarts and queue.
 
-Failures and interruptions are Poisson processes. A failure loses the steps since the last memory copy, or since the
-last committed checkpoint where the copies are lost too. An interruption (a preemption, a time limit) saves first. The
-categories of lost time are those of :mod:`monitoring.goodput`.
+Failures and interruptions are Poisson processes while a run trains. Starts are short in comparison and always succeed.
+A failure loses the steps since the last memory copy, or since the last committed checkpoint where the copies are lost
+too. An interruption (a preemption, a time limit) saves first. The categories of lost time are those of
+:mod:`monitoring.goodput`.
 """
 
 import math
@@ -19,11 +20,11 @@ class Conditions:
     """What happens to a run, and how often it saves."""
 
     seconds: float  # simulated time from the submission on
-    mtbf: float  # mean seconds between failures while processes exist
+    mtbf: float  # mean seconds of training between failures
     every_steps: int  # steps between checkpoints
     memory_every_steps: int = 0  # steps between memory copies; 0 without
     memory_survives: float = 1.0  # share of the failures that leave a memory copy of each share
-    interruptions_a_day: float = 0.0  # ends after a save, while processes exist
+    interruptions_a_day: float = 0.0  # ends after a save, in a day of training
     time_limit: float = 0.0  # seconds of an attempt in the queue's view; 0 without a limit
     first_queue: float = 0.0  # seconds in the queue before the first start
 
@@ -60,14 +61,16 @@ class _Run:
     def simulate(self) -> "_Run":
         conditions = self.conditions
         while self.left > 0:
+            self._spend("init", self.times.restart)
             fails = self._draw(1 / conditions.mtbf)
-            stops = min(self._draw(conditions.interruptions_a_day / 86_400), conditions.time_limit or math.inf)
-            lasts = min(fails, stops, self.left)
-            has_failed = fails == lasts
-            self._attempt(lasts, has_failed)
+            limit = max(conditions.time_limit - self.times.restart, 0.0) if conditions.time_limit else math.inf
+            stops = min(self._draw(conditions.interruptions_a_day / 86_400), limit)
+            training = min(fails, stops, self.left)
+            has_failed = fails == training
+            self._train(training, has_failed)
             if has_failed:
                 self._spend("downtime", self.times.failure_pause)
-            elif lasts == stops:
+            elif training == stops:
                 self._spend("checkpoint_blocking", self.times.save)
                 self._spend("queue_wait", self.times.queue)
         return self
@@ -79,19 +82,14 @@ class _Run:
     def _spend(self, category: str, seconds: float) -> None:
         self.spent[category] += max(min(seconds, self.left), 0.0)
 
-    def _attempt(self, seconds: float, has_failed: bool) -> None:
-        """Take the steps of an attempt that lasts ``seconds`` from the start of its processes."""
+    def _train(self, seconds: float, has_failed: bool) -> None:
+        """Take the steps of an attempt that trains for ``seconds``."""
         times, conditions = self.times, self.conditions
-        training = seconds - times.restart
-        self._spend("init", min(times.restart, seconds))
-        if training <= 0:
-            self.failures += has_failed
-            return
         stalls = times.stall / conditions.every_steps
         if conditions.memory_every_steps:
             stalls += times.copy_stall / conditions.memory_every_steps
         pace = times.step_whole + stalls
-        steps = int(training / pace)
+        steps = int(seconds / pace)
         lost = self._lost(steps, pace) if has_failed else 0
         self.failures += has_failed
         self.lost_steps += lost
@@ -101,7 +99,7 @@ class _Run:
         self.spent["data_wait"] += kept * times.waste
         self.spent["lost_work"] += lost * times.step_whole
         self.spent["checkpoint_blocking"] += steps * stalls
-        self.spent["other"] += training - steps * pace
+        self.spent["other"] += seconds - steps * pace
 
     def _lost(self, steps: int, pace: float) -> int:
         """Return the steps that a failure after ``steps`` steps of the attempt loses."""

@@ -64,8 +64,8 @@ def report_goodput(config: Config, options: GoodputOptions, given_step: float | 
     every = configured if configured != "auto" else best or 10**9
     preemptions = options.preemptions
     if preemptions is None:
-        in_attempts = times.seconds_in_attempts / SECONDS_A_DAY
-        preemptions = times.interruptions / in_attempts if in_attempts else 0.0
+        in_training = times.seconds_in_training / SECONDS_A_DAY
+        preemptions = times.interruptions / in_training if in_training else 0.0
     conditions = Conditions(
         seconds=options.days * SECONDS_A_DAY, mtbf=mtbf, every_steps=every,
         memory_every_steps=config.checkpoint.memory_steps, interruptions_a_day=preemptions,

@@ -24,7 +24,7 @@ class RunTimes:
     queue: float = 600.0  # from an end after a save, such as a preemption, to the start of the processes
     failures: int = 0  # attempts that ended without a save
     interruptions: int = 0  # attempts that ended after a save, and began again
-    seconds_in_attempts: float = 0.0  # all time with processes
+    seconds_in_training: float = 0.0  # from the first step of each attempt to its last row
     has_saved: bool = False  # whether the time of a save was measured
 
     @property
@@ -58,7 +58,7 @@ def measure_times(history: RunHistory, assumed: RunTimes) -> RunTimes:
         **measured,
         failures=len(pauses[False]),
         interruptions=len(pauses[True]),
-        seconds_in_attempts=sum(max(each.last_sign - each.began, 0.0) for each in attempts),
+        seconds_in_training=sum(each.last_sign - each.ready for each in attempts if each.ready is not None),
         has_saved="stall" in measured,
     )
 

@@ -253,6 +253,17 @@ class RunHistory:
         keys = [key for key in self.rows[-1] if key == "loss" or key.startswith("loss_")] if self.rows else []
         return [key for key in keys if any(row.get(key) for row in self.rows)]
 
+    @property
+    def validations(self) -> list[Row]:
+        """Events of the validations, the last one of each step, in order of steps."""
+        found = {row["step"]: row for row in self.of(Kind.VALIDATION) if "error" not in row}
+        return [found[step] for step in sorted(found)]
+
+    @property
+    def best_validation(self) -> Row | None:
+        """Validation whose checkpoint is kept as the best; None if there is none."""
+        return next((row for row in reversed(self.validations) if row.get("is_best")), None)
+
     def stragglers(self) -> Counter[int]:
         """Count the logged steps at which each rank was the slowest, by at least 10 % over the median."""
         scored = (row for row in self.rows if "slowest_rank" in row)

@@ -26,7 +26,7 @@ from motionmae.distributed.context import (
     run_on_rank_zero,
 )
 from motionmae.distributed.process_group import distributed
-from motionmae.distributed.stop_requests import StopSignals
+from motionmae.distributed.stop_requests import Stopped, StopSignals
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine, import_deepspeed
@@ -92,7 +92,11 @@ def run_training(config: Config, *, signals: StopSignals | None = None, sinks: I
     """
     with ExitStack() as stack:
         signals = signals or stack.enter_context(StopSignals())
-        trainer = build_trainer(config, make_task(config), signals, sinks, stack)
+        try:
+            trainer = build_trainer(config, make_task(config), signals, sinks, stack)
+        except Stopped as stopped:
+            logger.warning("%s", stopped)
+            return stopped.end
         return trainer.fit() if trainer else EndReason.FINISHED
 
 
@@ -117,11 +121,11 @@ def build_trainer(
         UserError: settings or data are invalid, or differ from the run's.
     """
     startup = StartupTimer()
-    rank = stack.enter_context(distributed(config.engine))
+    rank = stack.enter_context(distributed(config.engine, signals))
     startup.done("process_group")
     folder = RunFolder(config.run_folder)
     store = CheckpointStore(folder.checkpoints)
-    run_on_rank_zero(rank, lambda: validate_before_start(folder, store, config))
+    run_on_rank_zero(rank, lambda: validate_before_start(folder, store, config, rank.world))
     run_on_rank_zero(rank, folder.create)
     lease = run_on_rank_zero(rank, lambda: acquire_lease(folder.path))
     events = stack.enter_context(record_events(folder, rank, lease, sinks))
@@ -183,10 +187,13 @@ def build_trainer(
     stack.callback(copies.close)
     run_on_rank_zero(rank, lambda: lease.begin(state.data_step))
     log_start(trainer, checkpoint, startup)
+    if isinstance(task, Pretraining) and task.initial_weights:
+        events.event(Kind.INIT, state.step, **task.initial_weights.as_row())
+        progress.log(task.initial_weights.describe())
     return trainer
 
 
-def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Config) -> None:
+def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Config, ranks: int = 1) -> None:
     """Raise a UserError if the folder is not a run's, or has a run with other settings or shards, or samples are few.
 
     A mistyped command changes nothing: this check comes before the run folder and its lease. Damaged checkpoints are
@@ -194,7 +201,7 @@ def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Con
     """
     folder.refuse_foreign()
     sources = load_sources(config.data)
-    steps_per_epoch(config, sources.epoch_samples)
+    steps_per_epoch(config, sources.epoch_samples, ranks)
     check_held_out(config, sources.manifest.class_names)
     saved = next(filter(None, map(_read_settings, reversed(store.complete()))), None)
     if saved is None and folder.config.is_file() and current_holder(folder.path):
@@ -347,7 +354,8 @@ def build_engine(
     startup.done("import_deepspeed")
     saved = checkpoint.state(_SavedTask).task if checkpoint else None
     task.choose_weights(rank, saved)
-    if config.task == "pretrain":  # reads no file, and takes seconds to draw the weights of a large model
+    reads_no_file = config.task == "pretrain" and (saved is not None or config.pretrain.init == "scratch")
+    if reads_no_file:  # drawing the weights of a large model takes seconds
         model = task.build_model(loader.manifest, saved)
     else:
         model = rank_zero_first(rank, lambda: task.build_model(loader.manifest, saved))

@@ -111,7 +111,8 @@ class Trainer:
             request = validated.request
             if self.is_due(self.config.log.every_steps) or request.end or validated.row:
                 self.log_step(result, validated.row)
-            if not self.done and not validated.is_best and self.memory_copies.is_due(self.state.step):
+            is_saved_now = self.done or request.end or validated.is_best
+            if self.memory_copies.is_due(self.state.step) and not is_saved_now:
                 self.copy_to_memory()  # the best checkpoint is written to disk, and no copy in memory may precede it
             is_due = self.save_interval.is_due(self.state.step) or self.done or validated.is_best
             if is_due or request.end or request.save:
@@ -381,6 +382,6 @@ class Trainer:
 def damage_logger(events: EventLog, log: Callable[[str], None]) -> Callable[[Path, str], None]:
     def log_damage(folder: Path, defect: str) -> None:
         events.event(Kind.CHECKPOINT_DAMAGED, events.last_step, path=folder.name, reason=defect)
-        log(f"checkpoint {folder.name} is damaged ({defect}): trying the previous checkpoint")
+        log(f"checkpoint {folder.name} is damaged ({defect}): trying another copy or the previous checkpoint")
 
     return log_damage

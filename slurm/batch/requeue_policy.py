@@ -14,6 +14,7 @@ other nodes are up (:mod:`slurm.batch.excluded_nodes`).
 """
 
 import signal
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
@@ -31,6 +32,8 @@ from slurm.batch.node_choice import choose_nodes
 from slurm.batch.step_failure import Failure
 from slurm.scontrol import JobState
 
+CONTROLLER_PAUSE = 2.0
+"""Seconds between two questions to a controller that does not answer."""
 FIRST_PAUSE = 60
 """Seconds before the second retry."""
 
@@ -55,6 +58,12 @@ class RequeuePolicy:
         that do not answer, and ``counts`` the numbers of nodes on which the run can train.
         """
         job = scontrol.show_job(self.attempt.job)
+        limit = time.monotonic() + scontrol.CONTROLLER_TIMEOUT
+        while job is None and lost:  # this node may be the one that is cut off: it must not blame the others
+            if time.monotonic() > limit:
+                return []
+            time.sleep(CONTROLLER_PAUSE)
+            job = scontrol.show_job(self.attempt.job)
         if job is not None and (job.name != "RUNNING" or job.restarts != self.attempt.restart):
             self.close_if_cancelled(job)
             return []

@@ -87,6 +87,8 @@ class RollCall:
                 if report.what == "leaves":
                     member.status, member.ended_at = report.status, time.monotonic()
                 self._changed()
+        except asyncio.CancelledError:  # at the end of the job; Python 3.11 would print a traceback
+            return
         except (OSError, EOFError, ValueError) as error:
             if member is None:
                 log(f"a connection to the roll call was refused ({type(error).__name__})")

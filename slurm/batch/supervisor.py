@@ -35,6 +35,8 @@ from slurm.batch.step_failure import Ended, Failure, find_cause, find_failure
 
 REPORT_SECONDS = 2.0
 """Time that the other ranks have to say why they end, after one rank has failed."""
+HUNG_SECONDS = 0.5
+"""The same after a hang: the other ranks hang, too, or their watchdogs have ended them by now."""
 MOST_BURNT_STEPS = 8
 """Empty steps at the start of a requeued job, at most."""
 _POLL_SECONDS = 1.0
@@ -127,6 +129,8 @@ class Supervisor:
             cause = find_cause(failed, step.lines)
             if cause is not None and cause.reason is EndReason.LOST_PEERS:
                 limit = max(REPORT_SECONDS, self.settings.heartbeat_seconds + 1.0)
+            elif cause is not None and cause.reason is EndReason.HUNG:
+                limit = HUNG_SECONDS
             reported = len(ended) == len(members) and (cause is None or cause.reason is not EndReason.LOST_PEERS)
             late = time.monotonic() - began > limit or step.status is not None
             if late or (cause is not None and reported):

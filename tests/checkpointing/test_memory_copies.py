@@ -150,7 +150,7 @@ def test_a_killed_run_continues_from_memory_bitwise(
     assert [path for node in (0, 1) for path in (tmp_path / f"node{node}").rglob("*")] == []  # freed at the end
 
 
-@pytest.mark.parametrize("every", [3, 6])
+@pytest.mark.parametrize("every", [pytest.param(3, marks=pytest.mark.long), 6])
 def test_a_damaged_checkpoint_leaves_the_older_copy(
     shards: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path, every: int
 ):
@@ -214,6 +214,7 @@ def test_a_run_that_is_stopped_or_starts_anew_leaves_no_copies_behind(shards: Pa
     assert [path for path in (tmp_path / "node0").rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.long
 def test_a_new_run_of_the_same_name_does_not_take_the_copies_of_the_deleted_one(shards: Path, tmp_path: Path):
     config = run_of(shards, tmp_path / "runs", memory_every_steps=1)
     kill_before(config, tmp_path, 4, world=1)
@@ -233,7 +234,7 @@ def test_a_rollback_discards_the_copies_before_it(shards: Path, tmp_path: Path):
     assert CheckpointStore(RunFolder(config.run_folder).checkpoints).complete()[-1].position == 24 + 12
 
 
-@pytest.mark.parametrize("world", [3, 2])
+@pytest.mark.parametrize("world", [3, pytest.param(2, marks=pytest.mark.long)])
 def test_copies_of_four_ranks_are_read_by_fewer_on_the_node_that_is_left(shards: Path, tmp_path: Path, world: int):
     config = run_of(shards, tmp_path / "runs").updated(
         {"optim.global_batch_size": 12, "optim.epochs": STEPS, "engine.micro_batch_size": 1, "engine.zero_stage": world}
@@ -252,7 +253,7 @@ def test_copies_of_four_ranks_are_read_by_fewer_on_the_node_that_is_left(shards:
     assert max(float((value - expected[name]).abs().max()) for name, value in found.items()) < 1e-5
 
 
-@pytest.mark.parametrize("mode", ["full", "linear"])
+@pytest.mark.parametrize("mode", ["full", pytest.param("linear", marks=pytest.mark.long)])
 def test_a_fine_tuning_continues_from_memory_bitwise(tmp_path: Path, mode: str):
     """With a moving average of the weights, and with a frozen encoder that only the run folder has."""
     shards = make_shards(tmp_path / "shards", classes=3)

@@ -92,6 +92,8 @@ LINES = {
     "pretrain": "--config {world}/tiny.yaml output_dir={out}/runs",
     "finetune": "--config {world}/tuned.yaml output_dir={out}/runs",
     "test": "{out}/runs/tuned --clips 1 --crops 1 --json {out}/figures.json",
+    "predict": "{out}/runs/tuned {world}/videos/0.mp4 --timeline --picture {out}/line.png "
+    "--json {out}/figures.json --csv {out}/scores.csv",
     "submit": "--config {world}/tiny.yaml --ntasks-per-node 1 --gpus-per-node 0 output_dir={out}/submitted",
     "runs": "{out}/runs --json {out}/figures.json",
     "watch": "{out}/runs/tiny --once",
@@ -111,8 +113,9 @@ LINES = {
 SBATCH = """#!/bin/sh
 case "$*" in *--parsable*) echo 7;; *) echo Submitted batch job 7;; esac
 """
-OUTPUTS = {"out", "json", "picture"}
-INPUTS = {"videos", "annotations", "shards", "folder", "folders", "davis", "evaluate_only", "video", "site"}
+OUTPUTS = {"out", "json", "picture", "csv"}
+INPUTS = {"videos", "annotations", "shards", "folder", "folders", "davis", "evaluate_only", "video", "site", "history",
+          "classes"}  # fmt: skip
 """Names of all arguments that are paths."""
 
 REFUSED_AGAIN = {"shards merge", "submit"}

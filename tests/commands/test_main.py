@@ -164,7 +164,7 @@ def complete(line: str) -> list[str]:
 
 def test_the_shell_completes_commands_options_and_configs():
     pytest.importorskip("argcomplete")
-    assert complete("motionmae pre") == ["pretrain"]
+    assert complete("motionmae pre") == ["pretrain", "predict"]
     assert {"make", "verify", "toy"} <= set(complete("motionmae shards "))
     assert "--dry-run" in complete("motionmae submit --dr")
     assert complete("motionmae pretrain --config tiny_t") == ["tiny_toy"]

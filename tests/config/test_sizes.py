@@ -1,7 +1,10 @@
+import re
+
 import pytest
 
-from motionmae.config import Config, ModelConfig
+from motionmae.config import Config, ModelConfig, load_config
 from motionmae.config.method import SIZES, Size
+from motionmae.config.schema import accumulation_steps, steps_per_epoch
 from motionmae.errors import UserError
 
 
@@ -33,3 +36,25 @@ def test_a_width_its_heads_do_not_divide_is_refused_with_a_remedy_that_works(fie
         Config().updated({"model": fields})
     name, _, value = str(refusal.value).rpartition(" ")[2].removeprefix("model.").partition("=")
     Config().updated({"model": {**fields, name: int(value)}})
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("name", ["vitb_k400", "finetune_vitb_k400", "tiny_toy"])
+def test_the_remedy_for_a_batch_above_the_data_gives_steps(name: str, ranks: int):
+    """Every printed setting is taken as it is printed, and must lead to a run."""
+    config = load_config(name)
+    batch = config.optim.global_batch_size
+    for videos in (*range(1, 130, 3), batch - 1):
+        if videos >= batch:
+            continue
+        with pytest.raises(UserError, match=f"holds {videos} samples, fewer than one step") as refusal:
+            steps_per_epoch(config, videos, ranks)
+        settings = re.findall(r"\b(?:optim|engine)\.\w+=\d+", str(refusal.value).partition(": ")[2])
+        if not settings:
+            assert videos < 2 * ranks
+            continue
+        fitting = load_config(name, settings)
+        steps = steps_per_epoch(fitting, videos, ranks)
+        assert steps >= min(4, videos // (2 * ranks))
+        assert f"gives {steps} step" in str(refusal.value)
+        accumulation_steps(fitting, ranks)

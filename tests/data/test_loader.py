@@ -265,7 +265,7 @@ class TestRefusals:
         [
             (
                 {"batch": 60},
-                "holds 50 samples, fewer than one step takes: set optim.global_batch_size=50 or less \\(now 60\\)",
+                r"holds 50 samples, fewer than one step takes \(.*=60\): set optim.global_batch_size=8 ",
             ),
             ({"world": 5}, "optim.global_batch_size=12 is not divisible by engine.micro_batch_size=2 x 5 ranks"),
             ({"micro_batch_size": 5}, "engine.micro_batch_size=5"),

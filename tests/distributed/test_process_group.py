@@ -10,8 +10,9 @@ import torch.distributed as dist
 
 from motionmae.config import EngineConfig
 from motionmae.distributed import process_group
-from motionmae.distributed.process_group import create_store, init_distributed, use_interface_towards
+from motionmae.distributed.process_group import init_distributed, use_interface_towards
 from motionmae.distributed.rendezvous import preflight_port, rank_environment, training_port
+from motionmae.distributed.store import create_store
 from motionmae.errors import UserError
 from tests.training.engine_workers import listening
 from tests.training.launch import free_port, run_ranks
@@ -93,8 +94,10 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     told: dict[str, Any] = {}
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (8, 0))
     monkeypatch.setattr("torch.cuda.set_device", lambda device: told.update(set_device=device))
-    monkeypatch.setattr(process_group, "create_store", lambda *_: "store")
+    monkeypatch.setattr(process_group, "create_store", lambda *_: dist.HashStore())
+    monkeypatch.setattr(process_group, "wait_for_ranks", lambda *_: None)
     monkeypatch.setattr(dist, "is_initialized", lambda: False)  # an earlier test may have left a group
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: told.update(options, backend=backend))
     rank = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -119,6 +122,7 @@ def test_nccl_connects_at_the_start_on_the_rank_s_own_gpu(two_gpus: dict[str, An
     assert two_gpus["device_id"] == two_gpus["set_device"] == torch.device("cuda", 1)
     assert os.environ["NCCL_SOCKET_IFNAME"] == "=lo"  # "=": not a prefix
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     init_distributed(EngineConfig(device="cpu", deterministic=True))
     assert two_gpus["device_id"] is None
@@ -160,5 +164,5 @@ def test_an_address_of_another_machine_and_a_port_that_is_taken_are_refused(monk
     with socket.create_server(("127.0.0.1", port)), pytest.raises(dist.DistNetworkError, match="is taken"):
         create_store({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}, 0, 2)
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
-    with pytest.raises(UserError, match=r"resolves to 127\.0\.0\.1 on rank 0's node, and no other node can reach it"):
+    with pytest.raises(UserError, match=r"resolves to 127\.0\.0\.1 on \S+, and no other node can reach it"):
         create_store({"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}, 0, 2)

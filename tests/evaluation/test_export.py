@@ -13,8 +13,9 @@ from motionmae.__main__ import main
 from motionmae.checkpointing.load_weights import load_state
 from motionmae.config import Config, FinetuneConfig, load_config
 from motionmae.errors import UserError
-from motionmae.evaluation.export import Exported, as_videomae, model_card, recorded_commit, transformers_config
-from motionmae.evaluation.load_run import load_finetuned, load_pretrained
+from motionmae.evaluation.export import as_videomae, recorded_commit, transformers_config
+from motionmae.evaluation.load_model import load_finetuned, load_pretrained
+from motionmae.evaluation.model_card import Exported, model_card
 from motionmae.models.classifier import build_classifier
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
 from motionmae.runs.events import read_rows
@@ -117,6 +118,18 @@ def test_the_card_and_the_json_say_what_it_is(runs: tuple[Path, Path, Config], t
     )  # fmt: skip
     assert "head.weight" in load_file(folder / "model.safetensors")
     assert recorded_commit(tmp_path) == f"not recorded by the run, exported by {code}"
+
+
+def test_the_card_has_the_accuracy_that_test_measured(runs: tuple[Path, Path, Config], tmp_path: Path):
+    _, tuned, config = runs
+    words = ["test", str(tuned), "--shards", config.data.shards, "--clips", "2", "--crops", "3"]
+    assert main([*words, "--json", str(tmp_path / "figures.json")]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    card = (export(tuned, "hf", tmp_path / "out") / "README.md").read_text()
+    row = f"| 18 | 0 | 2 x 3 | {figures['top1']:.2f} % | {figures['top5']:.2f} % |"
+    assert row in card
+    assert "license: apache-2.0" in card
+    assert "whose licence applies as well" in card  # it was fine-tuned from another run
 
 
 def test_the_card_of_a_stranger_s_run_is_plain_text():

@@ -14,9 +14,9 @@ from pyarrow import parquet
 
 from motionmae.__main__ import main
 from motionmae.config import ClipConfig
-from motionmae.data.video.read_video import UnreadableVideo, read_central_clip, read_video
+from motionmae.data.video.read_video import UnreadableVideo, read_central_clip, read_video, resize_short_side
 from motionmae.evaluation import reconstructions
-from motionmae.evaluation.load_run import load_embedding
+from motionmae.evaluation.load_model import load_embedding
 from motionmae.evaluation.video_writer import write_mp4
 from motionmae.training.validation.nearest import classify_by_neighbours
 from tests.shared_data import SHARED_DATA, needs_shared_data
@@ -49,7 +49,7 @@ def test_frames_of_a_file_are_those_of_opencv(tmp_path: Path):
     assert read_video(path, 20).shape == (20, 20, 28, 3)
     assert len(read_video(path, 40, stride=2, most=4)) == 4
     clip = read_central_clip(path, ClipConfig(frames=4, size=32, stride=2, cube_size=8))
-    whole = read_video(path, 32, 2)
+    whole = np.stack([resize_short_side(frame, 32) for frame in read_video(path, 40, 2)])
     assert torch.equal(clip, torch.from_numpy(whole[3:7, :, 6:38].copy()))
     long = read_central_clip(path, ClipConfig(frames=16, size=32, stride=2, cube_size=8))
     assert torch.equal(long[9], long[15])  # a short video repeats its last frame
@@ -82,9 +82,9 @@ def test_features_of_a_folder(trained_run: Path, tmp_path: Path, capsys: pytest.
     shown = capsys.readouterr().out
     assert "broken.mp4 cannot be read" in shown
     assert "skipped 1 files" in shown
-    model, config, _ = load_embedding(trained_run)
+    model, loaded = load_embedding(trained_run)
     with torch.no_grad():
-        expected = model.eval()(read_central_clip(videos / "deep" / "1.mp4", config.clip)[None])[0]
+        expected = model.eval()(read_central_clip(videos / "deep" / "1.mp4", loaded.config.clip)[None])[0]
     assert np.allclose(found["features"][1], expected, atol=1e-6)
 
     parts = list((tmp_path / "out.npz.parts").rglob("*.jsonl"))

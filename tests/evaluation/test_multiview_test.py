@@ -21,7 +21,7 @@ from motionmae.data.shards.manifest import write_manifest
 from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
 from motionmae.evaluation.inference import Results
-from motionmae.evaluation.load_run import load_finetuned
+from motionmae.evaluation.load_model import load_finetuned
 from motionmae.evaluation.multiview_test import evaluate
 from tests.training.launch import run_ranks
 from tests.training.other_run import hide_newest, read_while_it_saves
@@ -207,9 +207,12 @@ def test_commands_refuse_runs_of_the_other_task_and_tests_without_videos(
 ):
     run = Path(trained.output_dir) / trained.name
     assert main(["reconstruct", str(run)]) == 2
-    assert "has task=finetune: give the folder of a run with task=pretrain" in capsys.readouterr().err
+    assert (
+        "holds a classifier (task=finetune), and this needs decoders: give weights of a pre-training"
+        in capsys.readouterr().err
+    )
     assert main(["report", str(run), "--held-out", trained.data.shards]) == 2
-    assert "give the folder of a run with task=pretrain" in capsys.readouterr().err
+    assert "give weights of a pre-training (task=pretrain)" in capsys.readouterr().err
     assert main(["finetune", "--config", "tiny_toy"]) == 2
     assert "use `motionmae pretrain`" in capsys.readouterr().err
     bare = shutil.copytree(run, tmp_path / "bare")

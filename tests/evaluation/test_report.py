@@ -36,6 +36,9 @@ def test_pictures_that_the_run_has_drawn_are_shown(trained_run: Path, tmp_path: 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
+    assert "is not a run folder and holds no weights: give a run, " in capsys.readouterr().err
+    (tmp_path / "config.yaml").touch()
+    assert main(["report", str(tmp_path)]) == 2
     assert "give the folder of a run that has begun" in capsys.readouterr().err
 
 

@@ -125,10 +125,16 @@ def test_encoder_of_a_finetuned_model_has_no_norm_and_still_converts():
     torch.testing.assert_close(classifier.encoder(cut_patches(clips, 8)), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_pretraining_model_without_final_norm_is_refused_with_the_remedy():
-    theirs = random_huggingface(videomae(), use_mean_pooling=True)
-    with pytest.raises(UserError, match="use_mean_pooling=False"):
-        from_huggingface(theirs.state_dict(), PRETRAINING)
+def test_a_pretraining_model_without_final_norm_gives_the_same_loss():
+    config = videomae()
+    theirs = random_huggingface(config, use_mean_pooling=True)
+    ours = build_motionmae(config)
+    ours.encoder.norm = torch.nn.Identity()
+    ours.load_state_dict(from_huggingface(theirs.state_dict(), PRETRAINING))
+    clips = noise_clips(config)
+    masked = torch.zeros(4, config.clip.cubes, dtype=torch.bool).scatter(1, ours.draw_masks(SEEDS).masked, True)
+    expected = theirs(theirs_of(clips), bool_masked_pos=masked).loss
+    assert ours(clips, SEEDS).total.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_missing_weight_is_named():

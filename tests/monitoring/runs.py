@@ -1,5 +1,6 @@
 """What ranks announce, row by row as training writes it, and an exporter around it; no torch, so in milliseconds."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -17,6 +18,11 @@ from motionmae.runs.events import EventLog, JsonLines, Kind, Phase
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_NVML = Path(__file__).with_name("fake_nvml")
 INFO = {"slurm_job_id": "7", "git_sha": "abc", "config_hash": "def"}
+
+
+def label_of(runs: Path, name: str = "demo") -> str:
+    """Return the label of a run: its name, and the first digits of the SHA-256 of its folder."""
+    return f"{name}-{hashlib.sha256(str((runs / name).resolve()).encode()).hexdigest()[:6]}"
 
 
 def config_of(runs: Path, **monitoring: Any) -> Config:

@@ -10,7 +10,7 @@ import pytest
 from monitoring.metric_definitions import METRICS
 from motionmae.runs.events import Kind
 from tests.monitoring.prometheus import Prometheus, needs_prometheus, write_configuration
-from tests.monitoring.runs import ROOT, Exporter, FedRun, config_of, settings_of
+from tests.monitoring.runs import ROOT, Exporter, FedRun, config_of, label_of, settings_of
 from tests.monitoring.test_rules import metrics_in
 from tests.training.launch import wait_until
 
@@ -60,7 +60,7 @@ def test_expressions_and_legends_use_defined_metrics_and_labels():
 
 @needs_prometheus
 def test_every_expression_returns_data_from_a_prometheus_that_scrapes_a_run(tmp_path: Path):
-    config = config_of(tmp_path / "runs")
+    config, label = config_of(tmp_path / "runs"), label_of(tmp_path / "runs")
     run = FedRun(config, tmp_path, ranks=2)
     run.event(Kind.READY, 0, total_steps=10_000)
     stop = threading.Event()
@@ -79,9 +79,9 @@ def test_every_expression_returns_data_from_a_prometheus_that_scrapes_a_run(tmp_
         trainer = threading.Thread(target=train)
         trainer.start()
         try:
-            wait_until(lambda: all(map(prometheus.query, expressions("demo"))), "data in every panel", 90)
+            wait_until(lambda: all(map(prometheus.query, expressions(label))), "data in every panel", 90)
         except AssertionError:
-            empty = [text for text in expressions("demo") if not prometheus.query(text)]
+            empty = [text for text in expressions(label) if not prometheus.query(text)]
             pytest.fail(f"no data: {empty}")
         finally:
             stop.set()

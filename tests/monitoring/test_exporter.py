@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ from motionmae.config import Config
 from motionmae.errors import UserError
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import Kind
-from tests.monitoring.runs import Exporter, FedRun, config_of, settings_of
-from tests.training.launch import wait_until
+from tests.monitoring.runs import Exporter, FedRun, config_of, label_of, settings_of
+from tests.training.launch import free_port, wait_until
 
 Scraped = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -132,16 +133,17 @@ def test_it_answers_while_ranks_hang_and_shows_the_snapshot_age(tmp_path: Path):
 def test_the_target_file_is_removed_after_an_orderly_end_only(word: str, stays: bool, tmp_path: Path):
     config = config_of(tmp_path / "runs")
     (tmp_path / "runs/.sd").mkdir(parents=True)
-    earlier = [{"targets": ["h:1"], "labels": {"run": "demo", "instance": "demo/1"}}]  # of an attempt on two nodes
-    (tmp_path / "runs/.sd/demo-1.json").write_text(json.dumps(earlier))
+    label = label_of(tmp_path / "runs")
+    earlier = [{"targets": ["h:1"], "labels": {"run": label, "instance": f"{label}/1"}}]  # of an attempt on two nodes
+    (tmp_path / f"runs/.sd/{label}-1.json").write_text(json.dumps(earlier))
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
-        published = json.loads(Path(tmp_path / "runs/.sd/demo-0.json").read_text()) if exporter.address() else None
-        assert published[0]["labels"] == {"run": "demo", "instance": "demo/0"}
-        assert not (tmp_path / "runs/.sd/demo-1.json").exists()
+        published = json.loads(Path(tmp_path / f"runs/.sd/{label}-0.json").read_text()) if exporter.address() else None
+        assert published[0]["labels"] == {"run": label, "instance": f"{label}/0"}
+        assert not (tmp_path / f"runs/.sd/{label}-1.json").exists()
         exporter.stdin.write(f"{word}\n" if word else "")
         exporter.stdin.close()
         assert exporter.process.wait(30) == 0
-    assert (tmp_path / "runs/.sd/demo-0.json").exists() == stays
+    assert (tmp_path / f"runs/.sd/{label}-0.json").exists() == stays
 
 
 @pytest.mark.parametrize("word", [END, ""])
@@ -174,7 +176,7 @@ def test_an_old_attempt_does_not_withdraw_the_target_of_a_new_one(tmp_path: Path
     config = config_of(tmp_path / "runs")
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
         exporter.address()
-        path = tmp_path / "runs/.sd/demo-0.json"
+        path = tmp_path / f"runs/.sd/{label_of(tmp_path / 'runs')}-0.json"
         path.write_text("of the new attempt")
         exporter.stdin.write(f"{END}\n")
         exporter.stdin.flush()
@@ -190,12 +192,28 @@ def test_the_next_free_port_is_used_and_none_is_a_warning(tmp_path: Path):
         config = config_of(tmp_path / "runs", port=port, ports=20)
         with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
             assert port < int(exporter.address().rpartition(":")[2]) < port + 20
-        alone = config_of(tmp_path / "runs", port=port)
+        alone = config_of(tmp_path / "runs", port=port, ports=1)
         with Exporter(settings_of(alone, tmp_path), tmp_path / "log") as exporter:
             assert exporter.process.wait(30) == 1
     said = (tmp_path / "log").read_text()
     assert f"node 0 has no metrics (port {port} of 127.0.0.1 is in use: set monitoring.ports=11 to " in said
     assert "training continues" in said
+
+
+def test_two_people_with_one_folder_one_name_and_one_range_of_ports_get_two_targets(tmp_path: Path):
+    shared = {"discovery": tmp_path / "sd", "port": free_port()}
+    found = []
+    with ExitStack() as stack:
+        for person in ("ann", "ben"):
+            settings = settings_of(config_of(tmp_path / person / "runs", **shared), tmp_path / person)
+            exporter = stack.enter_context(Exporter(settings, tmp_path / f"{person}.log"))
+            found.append(exporter.address())
+        targets = [json.loads(path.read_text())[0] for path in (tmp_path / "sd").glob("*.json")]
+    assert len(set(found)) == 2
+    assert {target["targets"][0] for target in targets} == set(found)
+    labels = {label_of(tmp_path / person / "runs") for person in ("ann", "ben")}
+    assert {target["labels"]["run"] for target in targets} == labels
+    assert len(labels) == 2
 
 
 def test_it_answers_without_a_writable_discovery_folder(tmp_path: Path):
@@ -235,7 +253,7 @@ def test_tls(tmp_path: Path):
         context = ssl.create_default_context(cafile=str(certificate))
         with urllib.request.urlopen(f"https://{address}/metrics", context=context, timeout=30) as answer:
             assert b"motionmae_node_info" in answer.read()
-        published = json.loads((tmp_path / "runs/.sd/demo-0.json").read_text())
+        published = json.loads((tmp_path / f"runs/.sd/{label_of(tmp_path / 'runs')}-0.json").read_text())
         assert published[0]["labels"]["__scheme__"] == "https"
     with pytest.raises(UserError, match="or neither"):
         Config().updated({"monitoring.tls_key": "key.pem"})

@@ -20,7 +20,7 @@ from motionmae.config import Config
 from motionmae.errors import UserError
 from motionmae.runs.end_reason import LeaseLost
 from motionmae.runs.events import Kind
-from tests.monitoring.runs import ROOT, FedRun, config_of
+from tests.monitoring.runs import ROOT, FedRun, config_of, label_of
 from tests.training.launch import wait_until
 
 
@@ -34,7 +34,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Config:
 
 
 def target_of(config: Config) -> Path:
-    return Path(config.output_dir) / ".sd/demo-0.json"
+    return Path(config.output_dir) / f".sd/{label_of(Path(config.output_dir))}-0.json"
 
 
 def test_the_exporter_ignores_signals_of_a_scheduler(alone: Config, tmp_path: Path):
@@ -191,10 +191,19 @@ def test_expired_folders_of_other_content_stay(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("variables", "rank", "node"),
-    [({}, 3, 0), ({"LOCAL_WORLD_SIZE": "2"}, 3, 1), ({"SLURM_STEP_TASKS_PER_NODE": "8(x4)"}, 17, 2)],
+    [
+        ({}, 3, 0),
+        ({"LOCAL_WORLD_SIZE": "2"}, 3, 1),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x4)"}, 17, 2),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8,12(x2)"}, 8, 1),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8,12(x2)"}, 19, 1),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8,12(x2)"}, 31, 2),
+        ({"SLURM_NODEID": "3", "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "32"}, 5, 3),  # a cyclic distribution
+        ({"GROUP_RANK": "2", "LOCAL_WORLD_SIZE": "2"}, 3, 2),
+    ],
 )
 def test_the_number_of_a_node(variables: dict[str, str], rank: int, node: int, monkeypatch: pytest.MonkeyPatch):
-    for name in ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE", "GROUP_RANK", "SLURM_NODEID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

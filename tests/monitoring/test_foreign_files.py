@@ -44,9 +44,10 @@ def test_a_target_file_of_another_origin_stays(tmp_path: Path):
         publish(one, "host:1")
     sd = settings[0].discovery
     mine = json.dumps([{"targets": ["my-host:9100"], "labels": {"job": "mine"}}])
-    for name in ("demo-7.json", "demo-07.json", "demo-².json", "demo-x-5.json"):
-        (sd / name).write_text(mine)
-    (sd / "demo-6.json").symlink_to(sd / "demo-7.json")
+    label = settings[0].label
+    for name in ("-7.json", "-07.json", "-².json", "-x-5.json"):
+        (sd / f"{label}{name}").write_text(mine)
+    (sd / f"{label}-6.json").symlink_to(sd / f"{label}-7.json")
     before = contents(sd)
     publish(settings[0], "host:1")
     assert contents(sd) == before

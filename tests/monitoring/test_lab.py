@@ -14,7 +14,7 @@ import pytest
 from monitoring.metric_definitions import METRICS
 from slurm.job_state import JobRecord
 from tests.monitoring.prometheus import Prometheus, needs_prometheus, write_configuration
-from tests.monitoring.runs import FAKE_NVML, ROOT
+from tests.monitoring.runs import FAKE_NVML, ROOT, label_of
 from tests.monitoring.test_dashboards import expressions
 from tests.slurm import tiny
 from tests.slurm_lab.conftest import lab  # noqa: F401
@@ -24,7 +24,6 @@ from tests.training.launch import wait_until
 from tests.training.shards import make_shards
 
 STEPS, BATCH = 80, 8
-INSTANCES = {f"demo/{node}" for node in range(4)}
 
 
 def _submit(cluster: Lab, tmp_path: Path) -> JobRecord:
@@ -86,30 +85,31 @@ def paced_lab(lab: Lab) -> Iterator[Lab]:  # noqa: F811
 @pytest.mark.long
 def test_metrics_of_four_nodes_through_hang_requeue_and_end(paced_lab: Lab, tmp_path: Path) -> None:
     lab = paced_lab  # noqa: F811
-    run = tmp_path / "runs/demo"
+    run, label = tmp_path / "runs/demo", label_of(tmp_path / "runs")
+    instances = {f"{label}/{node}" for node in range(4)}
     configuration = write_configuration(tmp_path / "prometheus", tmp_path / "runs/.sd", _sooner)
     with Prometheus(configuration, lab.on_head()) as prometheus:
         record = _submit(lab, tmp_path)
-        wait_until(lambda: _instances(prometheus, 'up{job="motionmae"} == 1') == INSTANCES, "four targets", 300)
+        wait_until(lambda: _instances(prometheus, 'up{job="motionmae"} == 1') == instances, "four targets", 300)
         wait_until(lambda: prometheus.query("motionmae_step > 10"), f"steps: see {record.log}", 300)
 
         # one rank hangs, so all do: the exporters answer, and the alert names the run
         with _stopped_rank(tmp_path):
             wait_until(lambda: "Stalled" in prometheus.alerts(), "the alert Stalled", 60)
-            assert prometheus.alerts()["Stalled"]["labels"]["run"] == "demo"
-            assert _instances(prometheus, 'up{job="motionmae"} == 1') == INSTANCES
+            assert prometheus.alerts()["Stalled"]["labels"]["run"] == label
+            assert _instances(prometheus, 'up{job="motionmae"} == 1') == instances
             assert len(prometheus.query("motionmae_snapshot_age_seconds > 3")) == 4
 
             # every series of the catalogue, from every node that has it; every dashboard expression
-            wait_until(lambda: all(map(prometheus.query, expressions("demo"))), "data in every panel", 60)
+            wait_until(lambda: all(map(prometheus.query, expressions(label))), "data in every panel", 60)
             missing = [metric.full_name for metric in METRICS.values() if not _is_there(prometheus, metric.full_name)]
             assert missing == []
             for name in ("motionmae_rank_step", "motionmae_gpu_power_watts", "motionmae_node_info"):
-                assert _instances(prometheus, name) == INSTANCES
+                assert _instances(prometheus, name) == instances
             nodes = {sample["metric"]["node"] for sample in prometheus.query("motionmae_node_info")}
             assert nodes == {f"node{number}" for number in range(1, 5)}
             assert prometheus.value("count(motionmae_step)") == 1
-            assert max(int(s["value"][1]) for s in prometheus.query('count by (instance) ({run="demo"})')) < 1500
+            assert max(int(s["value"][1]) for s in prometheus.query(f'count by (instance) ({{run="{label}"}})')) < 1500
 
         # a requeue: the same instances come back, as the same series
         lab.run("scontrol", "requeue", record.job_id)

@@ -89,9 +89,7 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
 def test_a_data_set_smaller_than_a_step_is_refused(tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "shards", samples=8)
-    with pytest.raises(
-        UserError, match=r"16 samples, fewer than one step takes: set optim.global_batch_size=16 or less"
-    ):
+    with pytest.raises(UserError, match=r"16 samples, fewer than one step takes .*: set optim.global_batch_size="):
         make_plan(load_config("demo", [f"data.shards={shards}", "optim.global_batch_size=32"]))
     with pytest.raises(UserError, match="holds 7 samples"):
         make_plan(load_config("demo"), videos=7)

@@ -74,6 +74,21 @@ def test_the_script_is_silent_on_what_is_not_asked() -> None:
         assert f"--{option}" not in script
 
 
+def test_spares_are_requested_and_the_batch_script_knows_where_the_run_fits() -> None:
+    """24 clips of a step divide by 8 x 1 to 3 ranks, and not by 8 x 4."""
+    config = _config(nodes=3, spares=2, min_nodes=1, ntasks_per_node=1, gpus_per_node=0)
+    config = config.updated({"optim.global_batch_size": 24, "engine.micro_batch_size": 8})
+    lines = _script(config).splitlines()
+    assert "#SBATCH --nodes=5" in lines
+    assert "#SBATCH --no-kill" in lines
+    (command,) = (line for line in lines if " srun " in line)
+    assert " --node-counts=3,1 " in command
+    assert " --standby --no-kill -- srun " in command
+    plain = _script(_config(nodes=3, standby=False))
+    assert "no-kill" not in plain
+    assert "--standby" not in plain
+
+
 def test_further_sbatch_options_win() -> None:
     assert "#SBATCH --time=5\n" in _script(_config(time=90), time="5")
 

@@ -22,7 +22,8 @@ _SLURM = {
 
 
 def _rendezvous(monkeypatch: pytest.MonkeyPatch, **variables: str) -> dict[str, str]:
-    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    for key in ("SLURM_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_TASKS_PER_NODE"):
+        monkeypatch.delenv(key, raising=False)
     for key, value in variables.items():
         monkeypatch.setenv(key, value)
     return rendezvous(submitit.JobEnvironment())
@@ -36,8 +37,20 @@ def test_slurm_ranks_meet_on_the_first_node(monkeypatch: pytest.MonkeyPatch) -> 
         "LOCAL_RANK": "1",
         "WORLD_SIZE": "8",
         "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "2",
         "MASTER_ADDR": "gpu03",
     }
+
+
+def test_a_given_address_and_port_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = _rendezvous(monkeypatch, **_SLURM, MASTER_ADDR="10.1.0.7", MASTER_PORT="29500")
+    assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("10.1.0.7", "29500")
+
+
+def test_uneven_nodes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    uneven = {"SLURM_STEP_TASKS_PER_NODE": "3,2(x2),1", "SLURM_NODEID": "3", "SLURM_PROCID": "7", "SLURM_LOCALID": "0"}
+    found = _rendezvous(monkeypatch, **_SLURM | uneven)
+    assert (found["LOCAL_WORLD_SIZE"], found["GROUP_RANK"]) == ("1", "3")
 
 
 def test_the_port_changes_with_job_and_restart(monkeypatch: pytest.MonkeyPatch) -> None:

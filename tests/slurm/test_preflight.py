@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from motionmae.distributed.rendezvous import PREFLIGHT_OFFSET
+from motionmae.errors import UserError
 from slurm import preflight
 from slurm.preflight import BadNode, Unreachable
 from tests.training.launch import run_ranks
@@ -29,6 +30,28 @@ def _fly(folder: str, seconds: float, absent: int = -1) -> str:
 def test_working_nodes_pass_and_leave_no_file(tmp_path: Path) -> None:
     assert run_ranks(3, _fly, str(tmp_path), 60.0) == ["fine"] * 3
     assert list((tmp_path / "logs").iterdir()) == []
+
+
+def _address_after(folder: str, interface: str, first: str) -> str:
+    os.environ["MOTIONMAE_MASTER_INTERFACE"] = interface
+    port = str(int(os.environ["MASTER_PORT"]) - PREFLIGHT_OFFSET)
+    rank_env = {**os.environ, "LOCAL_RANK": "0", "MASTER_ADDR": first, "MASTER_PORT": port}
+    try:
+        preflight.preflight(Path(folder), rank_env, ("localhost", "node2"), torch.device("cpu"), 60.0)
+    except (UserError, Unreachable) as error:
+        return type(error).__name__
+    return os.environ["MASTER_ADDR"]
+
+
+@pytest.mark.parametrize(
+    ("interface", "first", "found"),
+    [
+        ("lo", "localhost", ["127.0.0.1", "127.0.0.1"]),  # where the ranks of localhost meet for training
+        ("nosuch0", "localhost", ["UserError", "Unreachable"]),
+    ],
+)
+def test_training_uses_the_interface_of_the_site(interface: str, first: str, found: list[str], tmp_path: Path) -> None:
+    assert run_ranks(2, _address_after, str(tmp_path), interface, first) == found
 
 
 @pytest.mark.long
@@ -69,12 +92,10 @@ def test_on_a_gpu_the_number_is_read_on_the_rank_s_own_device_before_the_group_e
             calls.append("read")
             return 2
 
-    class Store:
-        def set(self, key: str, value: str) -> None: ...
-
     monkeypatch.setattr(torch.cuda, "set_device", lambda chosen: calls.append(("set_device", chosen)))
     monkeypatch.setattr(torch, "ones", lambda *_, device: Number())
-    monkeypatch.setattr(preflight, "create_store", lambda *_: Store())
+    monkeypatch.setattr(preflight, "create_store", lambda *_: object())
+    monkeypatch.setattr(preflight, "wait_for_ranks", lambda *_, timeout: None)
     monkeypatch.setattr(preflight, "check_device", lambda _: calls.append("product"))
     group = preflight.dist
     monkeypatch.setattr(group, "init_process_group", lambda kind, device_id, **_: calls.append((kind, device_id)))

@@ -176,15 +176,35 @@ def test_remote_shards_are_looked_at_before_anything_is_submitted(
     with serving(tmp_path / "shards") as server:
         config = load_config("demo", [f"data.shards={server.url}"])
         submission.check_shards(config)
-        with pytest.raises(
-            UserError, match=r"16 samples, fewer than one step takes: set optim\.global_batch_size=16 or less"
-        ):
+        with pytest.raises(UserError, match=r"16 samples, fewer than one step takes .*: set optim\.global_batch_size="):
             submission.check_shards(config.updated({"optim.global_batch_size": 32}))
         with pytest.raises(UserError, match=r"has no manifest\.json"):
             submission.check_shards(load_config("demo", [f"data.shards={server.url}/nowhere"]))
     assert capsys.readouterr().out == ""
     submission.check_shards(config)  # perhaps only the nodes reach it
     assert capsys.readouterr().out.startswith("note: this machine cannot reach the shards, but the nodes may: ")
+
+
+def test_a_validation_folder_that_cannot_validate_the_run_is_refused(tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards", samples=8, classes=2)
+    make_shards(tmp_path / "val", samples=4, classes=3)
+    (tmp_path / "videos").mkdir()
+    demo = load_config("demo", [f"data.shards={tmp_path / 'shards'}", "optim.global_batch_size=8"])
+    small = demo.updated({"engine.micro_batch_size": 4, "clip.frames": 4, "clip.stride": 1})
+    finetune = small.updated({"task": "finetune"})
+    submission.check_shards(small.updated({"validation.shards": str(tmp_path / "val")}))
+    faults = {
+        "nowhere": r"validation\.shards=\S+nowhere cannot be used: the folder of shards \S+ does not exist",
+        "videos": r"validation\.shards=\S+videos cannot be used: ",
+        "val": r"1 classes of \S+val are not among the 2 classes of the model, such as 'bar2'",
+    }
+    for name, sentence in faults.items():
+        with pytest.raises(UserError, match=sentence):
+            submission.check_shards(finetune.updated({"validation.shards": str(tmp_path / name)}))
+    one_class = make_shards(tmp_path / "unlabelled", samples=8)
+    knn = {"validation.shards": str(tmp_path / "val"), "validation.knn_train": str(one_class)}
+    with pytest.raises(UserError, match="has 1 classes, but the k-NN needs two"):
+        submission.check_shards(small.updated(knn))
 
 
 def test_a_beton_that_is_missing_is_refused_or_on_slurm_looked_for_by_the_nodes(

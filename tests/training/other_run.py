@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from motionmae.checkpointing import load_weights
-from motionmae.evaluation import load_run
+from motionmae.evaluation import weights_source
 from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.runs.directory import RunFolder
 
@@ -32,7 +32,7 @@ def read_while_it_saves(run: Path, newest: str, action: Callable[..., Any], *arg
         read.append(folder.name)
         return load(folder)
 
-    load_weights.newest_checkpoint = load_run.newest_checkpoint = look_and_save
+    load_weights.newest_checkpoint = weights_source.newest_checkpoint = look_and_save
     load_weights._read_checkpoint = load_and_note
     action(*arguments)
     return read

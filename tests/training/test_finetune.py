@@ -13,7 +13,7 @@ from motionmae.checkpointing.load_weights import load_state
 from motionmae.config import Config, FinetuneConfig
 from motionmae.data.open_shards import load_manifest
 from motionmae.errors import UserError
-from motionmae.evaluation.load_run import load_finetuned
+from motionmae.evaluation.load_model import load_finetuned
 from motionmae.files import write_json
 from motionmae.models.classifier import build_classifier
 from motionmae.models.motionmae import build_motionmae

@@ -1,5 +1,7 @@
 """Choose the frames and crops of a multi-view test (paper section 4) as VideoMAE's published code does."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 
@@ -7,6 +9,7 @@ from motionmae.config import ClipConfig, Config
 from motionmae.data.clip_sampling import stored_step
 from motionmae.data.jpeg import decode_frame
 from motionmae.data.shards.reader import ShardReader
+from motionmae.data.video.read_video import count_frames, read_frames
 
 
 def dense_views(frames: int, clip_frames: int, step: int, clips: int) -> list[list[int]]:
@@ -59,6 +62,18 @@ def read_views(reader: ShardReader, sample_id: int, config: Config) -> np.ndarra
     images = np.stack([shrink(decode_frame(jpeg, meta), config.clip.size) for jpeg in jpegs])
     indices = [[needed.index(frame) for frame in clip] for clip in clips]
     return cut_views(images, indices, config.clip, config.test.crops)
+
+
+def read_views_of_file(path: Path, config: Config) -> np.ndarray:
+    """Read all views of a video file: uint8 (clips * crops, T, size, size, 3). The crops of a clip are adjacent.
+
+    Raises UnreadableVideo. See :func:`motionmae.data.video.read_video.iterate_frames` for the preprocessing.
+    """
+    clips = clip_views(count_frames(path), 1, config)
+    frames = read_frames(path, (frame for clip in clips for frame in clip), config.clip.size)
+    needed = sorted(frames)
+    indices = [[needed.index(frame) for frame in clip] for clip in clips]
+    return cut_views(np.stack([frames[number] for number in needed]), indices, config.clip, config.test.crops)
 
 
 def shrink(image: np.ndarray, size: int) -> np.ndarray:

@@ -6,7 +6,8 @@ show errors without the query and the user of a URL.
 
 import logging
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 import fsspec
@@ -20,6 +21,7 @@ OBJECT_STORES = ("s3", "gs", "az")
 TEMPORARY_STATUS = (408, 425, 429)
 """HTTP client errors that may be temporary."""
 
+_STREAM_BYTES = 16 << 20  # bytes that are read ahead of a stream
 _CONNECTIONS = 100  # most at the same time, as for http; the default of botocore is 10
 _TRANSPORT = ("aiohttp", "aiobotocore", "asyncio", "azure", "botocore", "fsspec", "gcsfs", "google", "requests")
 """Packages whose exceptions are connection errors."""
@@ -80,6 +82,19 @@ def open_file_system(scheme: str, timeout: float) -> Any:
         raise UserError(
             f"reading {scheme}:// shards needs extra packages ({error}): pip install 'motionmae[{_EXTRAS[scheme]}]'"
         ) from error
+
+
+def open_stream(location: str, timeout: float = 30.0) -> BinaryIO:
+    """Open a local file or a URL, to be read once from front to back. No location can run a program.
+
+    Raises UserError for a scheme or a form that :func:`check_url` refuses, and the errors of fsspec.
+    """
+    if not is_remote(location):
+        return Path(location).open("rb")
+    check_url(location)
+    scheme = urlsplit(location).scheme
+    block = _STREAM_BYTES if scheme in OBJECT_STORES else 0  # 0: one request, also for servers without ranges
+    return cast(BinaryIO, open_file_system(scheme, timeout).open(location, "rb", block_size=block))
 
 
 def _s3(timeout: float) -> Any:

@@ -29,32 +29,47 @@ SOUND = (
 )
 """Demuxers for sound. They are opened, so that the message says that there is no video stream."""
 
+PICTURES = ("jpeg_pipe", "png_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe")
+"""Demuxers of single pictures, which detect them by content. FFmpeg's ``image2`` would expand patterns in names."""
+
 STILL_BRANDS = frozenset({"avif", "heic", "heix", "heif", "mif1"})
 """Major brands of pictures in the container of mp4. Animated ones have other brands (``avis``, ``hevc``, ``msf1``)."""
 
-_OPTIONS = {"format_whitelist": ",".join((*CONTAINERS, *RAW_STREAMS, *SOUND)), "protocol_whitelist": "file"}
+_VIDEOS = (*CONTAINERS, *RAW_STREAMS, *SOUND)
+_JPEG = b"\xff\xd8\xff"
 
 
 class RefusedFormat(Exception):  # noqa: N818 - names a property of the file, not a failure of the program
     """A file has a format that :func:`open_video` does not open. The message is a clause without the file's name."""
 
 
-def open_video(path: Path) -> Any:
-    """Open a file with PyAV.
+def open_video(path: Path, pictures: bool = False) -> Any:
+    """Open a file with PyAV. With ``pictures``, a picture opens as a video of one frame.
 
     Raises:
         RefusedFormat: the file is a playlist, a text or a picture, or has another format that is not a video format.
         av.FFmpegError: the format is unknown, or the file cannot be read.
     """
+    formats = (*_VIDEOS, *PICTURES) if pictures else _VIDEOS
+    options = {"format_whitelist": ",".join(formats), "protocol_whitelist": "file"}
+    kind = "jpeg_pipe" if pictures and _is_jpeg(path) else None  # by its name, it would be opened as `image2`
     try:
         # absolute: ffmpeg would read "a:b.mp4" as a protocol; replace: some titles of HMDB51 are not UTF-8
-        container = av.open(str(path.absolute()), metadata_errors="replace", container_options=_OPTIONS)
+        container = av.open(str(path.absolute()), format=kind, metadata_errors="replace", container_options=options)
     except av.ArgumentError as error:  # EINVAL: not on the list
         raise RefusedFormat("its format is not that of a video (a playlist, a text, a picture or the like)") from error
-    if container.metadata.get("major_brand") in STILL_BRANDS:
+    if not pictures and container.metadata.get("major_brand") in STILL_BRANDS:
         container.close()
         raise RefusedFormat("it is a picture (AVIF or HEIF)")
     return container
+
+
+def _is_jpeg(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_JPEG)) == _JPEG
+    except OSError:
+        return False
 
 
 def note_on_outside(folder: Path, videos: Sequence[Path]) -> str:

@@ -171,6 +171,13 @@ class Orientation:
 
 
 UPRIGHT = Orientation()
+_BY_ANGLE = {
+    -90: Orientation(True, 1, -1),
+    90: Orientation(True, -1, 1),
+    180: Orientation(False, -1, -1),
+    -180: Orientation(False, -1, -1),
+}
+"""Orientation by the counter-clockwise angle in degrees."""
 
 
 def find_orientation(frame: VideoFrame) -> Orientation:
@@ -178,7 +185,10 @@ def find_orientation(frame: VideoFrame) -> Orientation:
 
     The matrix means x' = a x + c y and y' = b x + d y. Angles that are not multiples of 90 degrees are ignored.
     """
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV 18 does not know the EXIF data of a photo, and then only gives the angle
+        return _BY_ANGLE.get(round(frame.rotation), UPRIGHT)
     if matrix is not None:
         a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
         if min(abs(a), abs(d)) > 16 * max(abs(b), abs(c)):

@@ -16,8 +16,9 @@ from motionmae.evaluation.cache_key import CacheKey
 from motionmae.evaluation.davis.dataset import Sequence, overlay, read_mask, write_mask
 from motionmae.evaluation.davis.frame_features import encoder_features, pixel_features
 from motionmae.evaluation.davis.propagation import PROTOCOLS, SHORT_SIDE, decide, propagate, shrink_labels, working_size
-from motionmae.evaluation.load_run import load_embedding
+from motionmae.evaluation.load_model import load_model
 from motionmae.evaluation.video_writer import write_mp4, write_png
+from motionmae.evaluation.weights_source import WeightsSource
 from motionmae.files import hash_files, write_atomically
 from motionmae.models.motionmae import build_motionmae
 from motionmae.outputs import refuse_foreign_names, signed
@@ -39,8 +40,7 @@ class FeatureExtractor:
 
 def open_features(
     kind: str,
-    run: Path | None,
-    step: int | str | None,
+    source: WeightsSource | None,
     protocol: str,
     adapter: str,
     davis: Path,
@@ -50,12 +50,12 @@ def open_features(
 
     Args:
         kind: encoder, random (the encoder with initial weights), pixels, or repeat (the first mask). The first two
-            kinds need ``run``.
+            kinds need ``source``.
         adapter: see :mod:`motionmae.evaluation.davis.frame_features`.
         short_side: short side of the resized frames in pixels; only encoders can change it.
 
     Raises:
-        UserError: the run cannot be loaded, or ``short_side`` is smaller than a patch or given without an encoder.
+        UserError: the weights cannot be loaded, or ``short_side`` is smaller than a patch or given without an encoder.
     """
     inputs, settings = str(davis.resolve()), dict[str, object](features=kind)
     if kind in ("repeat", "pixels") and short_side != SHORT_SIDE:
@@ -65,14 +65,15 @@ def open_features(
     if kind == "pixels":
         extractor = FeatureExtractor(PIXEL_CELL, lambda frames: pixel_features(frames, PIXEL_CELL))
         return extractor, CacheKey("", inputs, settings | {"protocol": protocol})
-    assert run is not None
-    embedding, config, found = load_embedding(run, step)
+    assert source is not None
+    loaded = load_model(source)
+    config = loaded.config
     device = choose_device(config.engine.device)
-    encoder = (build_motionmae(config).encoder if kind == "random" else embedding.encoder).eval().to(device)
-    settings |= {"step": None if kind == "random" else found, "protocol": protocol, "adapter": adapter}
+    encoder = (build_motionmae(config).encoder if kind == "random" else loaded.encoder).eval().to(device)
+    settings |= {"step": None if kind == "random" else loaded.step, "protocol": protocol, "adapter": adapter}
     cell = config.clip.cube_size
     if short_side < cell:
-        raise UserError(f"--short-side {short_side} is smaller than a patch of {run}: give at least {cell}")
+        raise UserError(f"--short-side {short_side} is smaller than a patch of {source.name}: give at least {cell}")
     if short_side != SHORT_SIDE:
         settings["short_side"] = short_side
     extractor = FeatureExtractor(cell, lambda frames: encoder_features(frames, encoder, adapter, device), short_side)

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 from motionmae.config import Config
+from motionmae.data.held_out.views import read_views
 from motionmae.data.open_shards import open_reader
 from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.process_group import init_distributed
 from motionmae.evaluation.export import export
 from motionmae.evaluation.inference import FrozenModel
-from motionmae.evaluation.load_run import Finetuned, load_finetuned
-from motionmae.evaluation.views import read_views
+from motionmae.evaluation.load_model import Finetuned, load_finetuned
 from motionmae.gpu_checks.check import Figures, Setting, require
 from motionmae.gpu_checks.fixtures import all_cores, decoders, load, make_shards
 from motionmae.runs.end_reason import EndReason
@@ -66,7 +66,7 @@ def probabilities(config: Config, rank: DistributedContext) -> np.ndarray:
     """Return the class probabilities of some videos by the run's newest checkpoint: (videos, classes)."""
     trained: Finetuned = load_finetuned(config.run_folder)
     reader = open_reader(config.test.shards, data=config.data)
-    model = FrozenModel(trained.model, config, rank, config.test.batch_size)
+    model = FrozenModel(trained.model, config, rank.device, config.test.batch_size)
     found = [model(read_views(reader, video, config)).softmax(1).mean(0).numpy() for video in range(_VIDEOS)]
     reader.close()
     return np.stack(found)

@@ -10,8 +10,16 @@ import pytest
 import torch
 
 from motionmae.config import ClipConfig
-from motionmae.data.video.read_video import UnreadableVideo, read_central_clip, read_video
+from motionmae.data.video.read_video import (
+    UnreadableVideo,
+    read_central_clip,
+    read_frames,
+    read_video,
+    resize_short_side,
+)
 from tests.data_tools.videos import draw_frames, write_video
+
+transformers = pytest.importorskip("transformers")
 
 CLIP = ClipConfig(frames=4, size=32, stride=2, cube_size=8)
 
@@ -63,20 +71,32 @@ def short(folder: Path) -> Path:
 def test_the_central_clip_is_the_middle_of_all_frames_that_decode(make, stride, tmp_path):
     path = make(tmp_path)
     clip = ClipConfig(frames=4, size=32, stride=stride, cube_size=8)
-    whole = read_video(path, 32, stride)
+    whole = whole_frames(path)[::stride]
     start = max(0, len(whole) - 4) // 2
-    chosen = np.minimum(np.arange(start, start + 4), len(whole) - 1)
-    left = (whole.shape[2] - 32) // 2
-    assert torch.equal(read_central_clip(path, clip), torch.from_numpy(whole[chosen, :, left : left + 32]))
+    chosen = [whole[min(start + number, len(whole) - 1)] for number in range(4)]
+    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    processor = transformers.VideoMAEImageProcessor(**sizes, do_rescale=False, do_normalize=False)
+    [expected] = processor(chosen, return_tensors="pt")["pixel_values"]  # (4, 3, 32, 32), still grey levels
+    assert torch.equal(read_central_clip(path, clip).permute(0, 3, 1, 2), expected)
 
 
-def test_frames_may_be_left_out_at_the_beginning(tmp_path):
+def whole_frames(path: Path) -> np.ndarray:
+    """All frames of a file at their own size, uint8 (n, H, W, 3)."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        short_side = min(stream.width, stream.height)
+    return read_video(path, short_side)
+
+
+def test_frames_are_read_by_their_numbers(tmp_path):
     path = ordinary(tmp_path)
-    whole = read_video(path, 32, 2)
-    assert np.array_equal(read_video(path, 32, 2, first=3), whole[3:])
-    assert np.array_equal(read_video(path, 32, 2, most=2, first=3), whole[3:5])
-    with pytest.raises(UnreadableVideo, match=r"v\.mp4 cannot be read"):
-        read_video(path, 32, 2, first=99)
+    whole = whole_frames(path)
+    found = read_frames(path, [30, 3, 3], 32)
+    assert sorted(found) == [3, 30]
+    for number, frame in found.items():
+        assert np.array_equal(frame, resize_short_side(whole[number], 32))
+    with pytest.raises(UnreadableVideo, match=r"v\.mp4 cannot be read: its frame 41 does not decode"):
+        read_frames(path, [1, 41], 32)
 
 
 def test_of_a_long_video_a_clip_is_held(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from motionmae.__main__ import main
 from motionmae.errors import UserError
-from motionmae.evaluation.load_run import load_pretrained
+from motionmae.evaluation.load_model import load_pretrained
 from motionmae.models.motionmae import build_motionmae
 
 pytestmark = pytest.mark.long

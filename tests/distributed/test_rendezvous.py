@@ -1,0 +1,129 @@
+"""Ranks and addresses from the variables of launchers. The values were printed by Slurm 22.05 and by Open MPI."""
+
+import pytest
+
+from motionmae.distributed.rendezvous import (
+    node_index,
+    nodes_of_ranks,
+    preflight_port,
+    rank_environment,
+    tasks_per_node,
+)
+from motionmae.errors import UserError
+
+STEP = {
+    "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+    "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NODELIST": "jean-zay-ia[810-811]", "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_NTASKS": "8",
+}  # fmt: skip
+INTERACTIVE = {  # the shell of `salloc -N1 -n2` with LaunchParameters=use_interactive_step
+    **STEP, "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "2", "SLURM_NPROCS": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_TASKS_PER_NODE": "2",
+}  # fmt: skip
+ADDRESS, PORT = {"MASTER_ADDR": "10.1.0.7"}, {"MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "address", "port"),
+    [
+        (STEP, "jean-zay-ia810", "25136"),
+        ({**STEP, **ADDRESS}, "10.1.0.7", "25136"),
+        ({**STEP, **PORT}, "jean-zay-ia810", "29500"),
+        ({**STEP, **ADDRESS, **PORT}, "10.1.0.7", "29500"),
+        ({**STEP, "MASTER_ADDR": "", "MASTER_PORT": " "}, "jean-zay-ia810", "25136"),
+        ({**STEP, "MOTIONMAE_MASTER_SUFFIX": "-ib0"}, "jean-zay-ia810-ib0", "25136"),
+        ({**STEP, **ADDRESS, "MOTIONMAE_MASTER_SUFFIX": "-ib0"}, "10.1.0.7", "25136"),
+    ],
+)
+def test_a_given_address_and_port_win_over_slurm_s(environment: dict[str, str], address: str, port: str):
+    found = rank_environment(environment)
+    assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == (address, port)
+    assert (found["RANK"], found["WORLD_SIZE"]) == ("0", "8")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        INTERACTIVE,
+        {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"},
+        {"SLURM_JOB_ID": "1", "SLURM_NPROCS": "4"},
+        {"SLURM_JOB_ID": "1", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_NUM_NODES": "2"},
+        {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "2", "SLURM_TASKS_PER_NODE": "4(x2)"},
+        {"SLURM_JOB_ID": "1", "SLURM_TASKS_PER_NODE": "4", "SLURM_JOB_CPUS_PER_NODE": "48"},
+        {**STEP, "SLURM_STEP_NUM_TASKS": "1"},
+    ],
+)
+def test_a_process_that_srun_did_not_start_is_refused(environment: dict[str, str]):
+    with pytest.raises(UserError, match="put `srun` before the command"):
+        rank_environment(environment)
+
+
+@pytest.mark.parametrize(
+    ("variable", "launcher"),
+    [
+        ("OMPI_COMM_WORLD_SIZE", "Open MPI's mpirun"),
+        ("PMI_SIZE", "mpiexec"),
+        ("FLUX_JOB_SIZE", "flux run"),
+        ("MV2_COMM_WORLD_SIZE", "MVAPICH's mpirun"),
+        ("JSM_NAMESPACE_SIZE", "jsrun"),
+    ],
+)
+def test_processes_of_another_launcher_never_train_alone(variable: str, launcher: str):
+    with pytest.raises(UserError, match=f"{launcher} started 8 processes .* start with torchrun or srun"):
+        rank_environment({variable: "8"})
+    with pytest.raises(UserError, match=launcher):  # as mpirun in an allocation starts them, one daemon a node
+        rank_environment({**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1", variable: "8"})
+    assert rank_environment({variable: "1"})["WORLD_SIZE"] == "1"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_NTASKS": "", "SLURM_STEP_NUM_TASKS": "", "OMPI_COMM_WORLD_SIZE": "", "RANK": "", "WORLD_SIZE": ""},
+        {"LOCAL_RANK": "0"},
+        # salloc --exclusive -N1: Slurm counts a task for each core where nobody asked for tasks
+        {"SLURM_JOB_ID": "1", "SLURM_TASKS_PER_NODE": "2", "SLURM_JOB_CPUS_PER_NODE": "2", "SLURM_JOB_NUM_NODES": "1"},
+        {**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1", "PMI_SIZE": "1"},  # srun --ntasks=1
+        {**INTERACTIVE, "SLURM_NTASKS": "1", "SLURM_NPROCS": "1", "SLURM_TASKS_PER_NODE": "1",
+         "SLURM_STEP_NUM_NODES": "1"},
+    ],
+)  # fmt: skip
+def test_a_single_process_is_a_run_of_one_rank(environment: dict[str, str]):
+    assert rank_environment(environment)["WORLD_SIZE"] == "1"
+
+
+def test_srun_with_pmi_is_srun():
+    assert rank_environment({**STEP, "PMI_SIZE": "8", "PMI_RANK": "3"})["WORLD_SIZE"] == "8"
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({**STEP, "SLURM_HET_SIZE": "2"}, "heterogeneous Slurm job of 2 components"),
+        ({"SLURM_NTASKS": "many"}, "SLURM_NTASKS=many is not a whole number"),
+        ({**STEP, "MASTER_PORT": "70000"}, "MASTER_PORT=70000 is not a port"),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": "0"}, "but not SLURM_JOB_ID, SLURM_PROCID, SLURM_LOCALID"),
+        ({"RANK": "4", "WORLD_SIZE": "4", "LOCAL_RANK": "0", **ADDRESS, **PORT}, "RANK=4 must be less than"),
+        ({"RANK": "x", "WORLD_SIZE": "4", "LOCAL_RANK": "0", **ADDRESS, **PORT}, "RANK=x is not a whole number"),
+    ],
+)
+def test_variables_that_make_no_sense_are_one_sentence(environment: dict[str, str], said: str):
+    with pytest.raises(UserError, match=said):
+        rank_environment(environment)
+
+
+@pytest.mark.parametrize(
+    ("text", "layout"),
+    [("8(x4)", [8, 8, 8, 8]), ("4", [4]), ("2,1", [2, 1]), ("2(x2),1(x2)", [2, 2, 1, 1]), ("8,7(x3)", [8, 7, 7, 7])],
+)
+def test_the_list_of_tasks_per_node_is_read_in_full(text: str, layout: list[int]):
+    right = [node for node, count in enumerate(layout) for _ in range(count)]
+    assert tasks_per_node(text) == layout
+    environment = {"SLURM_STEP_TASKS_PER_NODE": text}
+    assert nodes_of_ranks(environment, len(right)) == right
+    assert [node_index(environment, rank, len(right)) for rank in range(len(right))] == right
+    assert tasks_per_node(f"{text},x") == []
+
+
+def test_the_pre_flight_port_of_a_given_port_is_a_port():
+    assert [preflight_port(port) for port in (20_000, 59_535, 65_535)] == [26_000, 65_535, 59_535]

@@ -1,0 +1,84 @@
+"""Figures of a validation: the same for every number of ranks and ZeRO stage, and right by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as functional
+
+from motionmae.data.held_out.views import read_views
+from motionmae.data.open_shards import open_reader
+from motionmae.models.classifier import build_classifier
+from motionmae.training.validation.accuracy import predict, summarise
+from motionmae.training.validation_record import ValidationRecord
+from tests.training.launch import run_ranks
+from tests.training.shards import make_shards, tiny_run
+from tests.training.validation.workers import measure_all
+
+UNMIXED = {"finetune.mixup": 0.0, "finetune.cutmix": 0.0}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("data")
+    return make_shards(folder / "train", classes=3), make_shards(folder / "val", shards=2, samples=5, classes=3)
+
+
+@pytest.mark.long
+def test_one_two_and_three_ranks_and_all_stages_give_the_same_figures(shards: tuple[Path, Path], tmp_path: Path):
+    train, val = map(str, shards)
+    validation = {"shards": val, "heldout_clips": 20, "knn_train": train, "knn_k": 3}
+    pretrain = tiny_run(shards[0], tmp_path, validation=validation, engine={"micro_batch_size": 1})
+    finetune = pretrain.updated({"validation.knn_train": "", "validation.crops": 3, "task": "finetune", **UNMIXED})
+    answers = {}
+    for world, stage in ((1, 0), (2, 2), (3, 3)):
+        cases = [case.updated({"engine.zero_stage": stage}) for case in (pretrain, finetune)]
+        answers[world] = run_ranks(world, measure_all, cases)
+    reference = answers[1][0]
+    assert set(reference[0][0]) == {"loss", "loss_space", "loss_time", "explained_space", "explained_time", "knn"}
+    assert sum(map(sum, reference[1][1])) == 10
+    for ranks in answers.values():
+        assert all(found == reference for found in ranks)
+
+
+def test_loss_and_accuracy_are_those_of_plain_torch(shards: tuple[Path, Path], tmp_path: Path):
+    config = tiny_run(shards[0], tmp_path, validation={"shards": str(shards[1])}).updated(
+        {"task": "finetune", **UNMIXED}
+    )
+    figures, confusion = run_ranks(1, measure_all, [config])[0][0]
+    model = build_classifier(config, 3).eval()
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))
+    reader = open_reader(shards[1])
+    labels = torch.tensor([reader.read_meta(sample).label for sample in range(10)])
+    views = config.updated({"test.clips": 1, "test.crops": 1})
+    with torch.no_grad():
+        logits = torch.cat([model(torch.from_numpy(read_views(reader, sample, views))) for sample in range(10)])
+    assert figures["loss"] == pytest.approx(float(functional.cross_entropy(logits, labels)), rel=1e-5)
+    assert figures["top1"] == pytest.approx(float(100 * (logits.argmax(1) == labels).float().mean()))
+    assert figures["top5"] == 100
+    assert sum(confusion[n][n] for n in range(3)) == int((logits.argmax(1) == labels).sum())
+
+
+def test_places_and_losses_by_hand():
+    first = predict(np.array([0.5, 0.25, 0.25], np.float32), 2)
+    assert (first.predicted, first.place) == (0, 2)
+    assert first.loss == pytest.approx(np.log(4))
+    measured = summarise([first, predict(np.array([0.0, 1.0, 0.0], np.float32), 1)], missing=1, classes=3)
+    assert measured.figures == pytest.approx({"loss": np.log(2), "top1": 50, "top5": 100})
+    assert measured.confusion.tolist() == [[0, 0, 0], [0, 1, 0], [1, 0, 0]]
+
+
+def test_the_best_is_the_highest_accuracy_or_the_lowest_loss_and_the_others_wait():
+    record = ValidationRecord()
+    waits = []
+    for step, value in enumerate([50.0, 60.0, 60.5, 60.0, float("nan"), 62.0], 1):
+        record = record.after(step, "top1", value, min_delta=1.0)
+        waits.append((record.best.step if record.best else 0, record.waited))
+    assert waits == [(1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (6, 0)]
+    falling = ValidationRecord().after(1, "loss", 2.0, 0.0).after(2, "loss", 1.5, 0.0).after(3, "loss", 1.5, 0.0)
+    assert falling.best is not None
+    assert (falling.best.step, falling.waited) == (2, 1)
+    assert ValidationRecord().after(5, "off", None, 0.0).best is None
+    assert falling.under("other shards").best is None
+    assert falling.under("").best == falling.best
