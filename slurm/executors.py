@@ -74,7 +74,9 @@ class TrainingExecutor(SlurmExecutor):
         self._config = config
         variables = job_environment(config, code, "slurm", environment)
         check_environment(variables)
-        resources = requested_resources(launch) | {"nodes": launch.nodes + launch.spares}
+        resources = requested_resources(launch)
+        # a range: the run starts without its spares where too few nodes are free or up
+        spares = {"nodes": f"{launch.nodes}-{launch.nodes + launch.spares}"} if launch.spares else {}
         name = job_name(config)
         options = {"job-name": name, "output": folder, "chdir": code, **extra, **resources}
         check_options(options)
@@ -90,7 +92,7 @@ class TrainingExecutor(SlurmExecutor):
             # srun inherits neither of the first two from the script (the second since Slurm 22.05). A site's default
             # distribution could place ranks on other nodes than slurm/job.py expects.
             srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={launch.cpus_per_task}", "--distribution=block"],
-            additional_parameters={"requeue": True, **keep_allocation, "chdir": str(code), **extra},
+            additional_parameters={"requeue": True, **keep_allocation, **spares, "chdir": str(code), **extra},
             **resources,
         )
 

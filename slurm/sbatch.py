@@ -79,7 +79,7 @@ Options = dict[str, str | bool]
 """Values of sbatch's long options; True for an option without a value."""
 
 
-_METAVARS = {"time": "TIME", "gpus_per_node": "[TYPE:]N", "gpu_option": "OPTION"}
+_METAVARS = {"time": "TIME", "standby": "true|false", "gpus_per_node": "[TYPE:]N", "gpu_option": "OPTION"}
 
 
 def add_launch_flags(parser: argparse.ArgumentParser) -> None:

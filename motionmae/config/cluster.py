@@ -41,7 +41,8 @@ class LaunchConfig(Section):
     max_retries: NonNegativeInt = 5
     """Consecutive failures without a new checkpoint that are retried."""
     spares: NonNegativeInt = 0
-    """Nodes to request beyond `nodes`. They wait, and take the place of a node that is lost or fails."""
+    """Nodes to request beyond `nodes`. They wait, and take the place of a node that is lost or fails. A job starts
+    without them where too few nodes are free."""
     min_nodes: NonNegativeInt = 0
     """Without a spare, continue inside the allocation on at least this many nodes. 0: queue again for all nodes."""
     standby: bool = True

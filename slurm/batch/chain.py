@@ -99,7 +99,7 @@ class Chain:
     def hand_over(self, changes: dict[str, str]) -> str:
         """Return the job that continues the run when this one ends, after ``changes`` to it; empty without a link."""
         record = self.record
-        waiting = self._alive(record) if record else []
+        waiting = self._alive(record) if record and record.job_id == self.job_id else []
         if waiting and changes:
             scontrol.update(waiting[0], changes)
         return waiting[0] if waiting else ""

@@ -33,6 +33,20 @@ def test_only_failures_since_the_last_new_checkpoint_count(tmp_path: Path) -> No
     assert attempts.failures_without_progress("6") == 1
 
 
+def test_failures_of_all_jobs_of_a_chain_count(tmp_path: Path) -> None:
+    attempts = AttemptLog(tmp_path)
+    for job in ("6", "7", "8"):
+        attempts.log_failure(Attempt(job=job, restart=0), EndReason.LOST_PEERS, 500)
+    assert attempts.failures_without_progress("7", "8") == 2
+
+
+def test_the_excluded_node_that_failed_last_comes_last(tmp_path: Path) -> None:
+    attempts = AttemptLog(tmp_path)
+    for restart, node in enumerate("bacb"):
+        attempts.log_failure(Attempt(job="7", restart=restart), EndReason.BAD_NODE, 0, node)
+    assert list(attempts.excluded_nodes()) == ["a", "c", "b"]
+
+
 def test_the_last_start_is_remembered(tmp_path: Path) -> None:
     attempts = AttemptLog(tmp_path)
     assert attempts.last_start() is None

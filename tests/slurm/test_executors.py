@@ -79,7 +79,7 @@ def test_spares_are_requested_and_the_batch_script_knows_where_the_run_fits() ->
     config = _config(nodes=3, spares=2, min_nodes=1, ntasks_per_node=1, gpus_per_node=0)
     config = config.updated({"optim.global_batch_size": 24, "engine.micro_batch_size": 8})
     lines = _script(config).splitlines()
-    assert "#SBATCH --nodes=5" in lines
+    assert "#SBATCH --nodes=3-5" in lines
     assert "#SBATCH --no-kill" in lines
     (command,) = (line for line in lines if " srun " in line)
     assert " --node-counts=3,1 " in command

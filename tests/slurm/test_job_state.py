@@ -9,7 +9,7 @@ import pytest
 
 from motionmae.errors import UserError
 from slurm import job_state
-from slurm.job_state import JobRecord, follow, state_of, submission_lock
+from slurm.job_state import JobRecord, current_job, follow, state_of, submission_lock
 from slurm.scontrol import JobState, parse_job
 from tests.slurm.jobs import Starter
 
@@ -81,6 +81,48 @@ def test_a_local_job_runs_for_as_long_as_its_controller_lives(tmp_path: Path) ->
 )
 def test_reads_scontrol(line: str, state: JobState) -> None:
     assert parse_job(line) == state
+
+
+CANCELLED = "JobId=7 JobState=COMPLETING Reason=None Dependency=(null) Restarts=0 ExitCode=0:0 PreemptTime=None"
+
+
+@pytest.mark.parametrize(
+    ("line", "cancelled"),
+    [
+        # as Slurm 22.05 shows a job while its processes end
+        (CANCELLED, True),
+        (CANCELLED.replace("PreemptTime=None", "PreemptTime=2026-11-30T12:15:11"), False),
+        (CANCELLED.replace("Reason=None", "Reason=TimeLimit"), False),
+        (CANCELLED.replace("JobState=COMPLETING", "JobState=CANCELLED"), True),
+        (CANCELLED.replace("JobState=COMPLETING", "JobState=RUNNING"), False),
+    ],
+)
+def test_a_job_that_a_person_cancelled_is_told_from_one_that_slurm_ended(line: str, cancelled: bool) -> None:
+    assert parse_job(line).cancelled is cancelled
+
+
+def test_reads_what_a_review_needs_of_a_waiting_job() -> None:
+    job = parse_job("JobId=7 QOS=(null) JobState=PENDING Partition=low Account=vision NumNodes=2-3 ExcNodeList=n[1-2]")
+    assert (job.nodes, job.excluded) == (2, ("n1", "n2"))
+    assert job.queue == {"partition": "low", "account": "vision"}
+
+
+def test_the_current_job_of_a_chain_is_the_active_one_or_the_last_that_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = JobRecord("slurm", "7", f"{tmp_path}/7_0_log.out", "/code", 1.0, chain=("6", "7", "8", "9"), links=2)
+    assert record.waiting == ("8", "9")
+    assert record.at("9").waiting == ()
+    states = {"7": "PREEMPTED", "8": "PENDING", "9": "PENDING"}
+    monkeypatch.setattr(job_state, "find_job", lambda job_id: JobState(states[job_id]))
+    link, state = current_job(record, tmp_path)
+    assert (link.job_id, link.log, state.name) == ("8", f"{tmp_path}/8_0_log.out", "PENDING")
+    states.update({"8": "COMPLETED", "9": "CANCELLED"})
+    (tmp_path / "8_0_log.out").touch()
+    link, state = current_job(record, tmp_path)
+    assert (link.job_id, state.name) == ("8", "COMPLETED")
+    record.write(tmp_path)
+    assert JobRecord.read(tmp_path) == record
 
 
 def test_only_a_job_that_may_run_again_is_active() -> None:

@@ -106,6 +106,10 @@ def test_every_flag_reaches_its_key() -> None:
         "--signal-seconds": "33",
         "--max-timeouts": "9",
         "--max-retries": "4",
+        "--spares": "2",
+        "--min-nodes": "1",
+        "--standby": "False",
+        "--heartbeat-seconds": "7",
         "--chain": "2",
         "--preflight-seconds": "50",
         "--partition": "p",
@@ -114,10 +118,15 @@ def test_every_flag_reaches_its_key() -> None:
         "--constraint": "c",
         "--exclude": "node[1-3],x",
         "--comment": "it's: 100 % {true}",
+        "--gpu-type": "",
+        "--gpu-option": "gres",
+        "--master-interface": "",
+        "--master-suffix": ".ib",
     }
     argv = ["--config", "demo", "optim.global_batch_size=96", *(word for pair in given.items() for word in pair)]
     _, config = submission.load(app.parse(["submit", *argv])[1])
-    assert [str(value) for value in config.launch.model_dump().values()] == list((given | {"--time": "60"}).values())
+    found = {f"--{key.replace('_', '-')}": str(value) for key, value in config.launch.model_dump().items()}
+    assert found == given | {"--time": "60"}
 
 
 def test_a_site_file_cannot_set_what_the_launcher_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

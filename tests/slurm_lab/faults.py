@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
+from slurm.scontrol import expand_nodes
 from tests.slurm_lab.lab import Lab
 from tests.slurm_lab.runs import TIMEOUT, TrainingRun, rank_processes
 
@@ -116,6 +118,36 @@ def truncate(run: TrainingRun, node: str) -> None:
             os.kill(process, signal.SIGCONT)
 
 
+def hang(run: TrainingRun, node: str) -> None:
+    """The rank on a node stops without a word; its connections stay open."""
+    os.kill(_rank_on(run, node), signal.SIGSTOP)
+
+
+def damage_memory(run: TrainingRun, node: str) -> None:
+    """The copies in the memory of a node lose half of a file, and the rank on it is killed."""
+    processes = rank_processes(run.lab, run.record.job_id).values()
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)  # no newer copy may be made now
+    victim = _rank_on(run, node)
+    for file in Path(f"/proc/{victim}/root/dev/shm").glob("**/*.safetensors"):
+        os.truncate(file, file.stat().st_size // 2)
+    os.kill(victim, signal.SIGKILL)
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)
+
+
+def lose_all_but_one(run: TrainingRun, node: str) -> None:
+    """All nodes of the job lose power but the first, which runs the batch script."""
+    for other in _others(run):
+        run.lab.power_off(other)
+
+
+def _others(run: TrainingRun) -> list[str]:
+    host_list = run.job()["NodeList"]
+    return expand_nodes(host_list)[1:]
+
+
 def nothing(lab: Lab, node: str) -> None:
     """No repair."""
 
@@ -125,6 +157,7 @@ REPAIRS: dict[Callable[[TrainingRun, str], None], Callable[[Lab, str], object]] 
     power_off: lambda lab, node: lab.power_on(node),
     kill_slurmd: lambda lab, node: lab.start_slurmd(node),
     unplug: lambda lab, node: lab.plug(node),
+    lose_all_but_one: lambda lab, node: lab.power_on_all(),
 }
 NAMES = {
     preempt: "preemption",
@@ -137,6 +170,9 @@ NAMES = {
     kill_rank: "one rank killed by -9",
     kill_in_write: "killed by -9 while a checkpoint is written",
     truncate: "newest checkpoint truncated, one rank killed by -9",
+    hang: "one rank hangs",
+    damage_memory: "memory copies of a node truncated, one rank killed by -9",
+    lose_all_but_one: "all nodes but one powered off",
 }
 
 
@@ -145,7 +181,7 @@ def strike(run: TrainingRun, fault: Callable[[TrainingRun, str], None], node: st
     before = run.attempts()
     struck = time.time()
     fault(run, node)
-    if fault in (kill_in_write, truncate):  # these wait for the right moment first
+    if fault in (kill_in_write, truncate, damage_memory):  # these wait for the right moment first
         struck = time.time()
     if fault is time_out:  # Slurm checks time limits periodically
         struck = max(row["time"] for row in run.rows("events.jsonl") if row["kind"] == "preemption")

@@ -211,6 +211,10 @@ class Lab:
         self._wait(reached, seconds, lambda: f"job {job_id} is {state or 'unknown'}, not {' or '.join(states)}")
         return state
 
+    def wait_until(self, holds: Callable[[], bool], seconds: float) -> None:
+        """Wait until ``holds()`` is true, or raise a TimeoutError after ``seconds``."""
+        self._wait(holds, seconds, lambda: self.run("squeue", "-o", "%i %j %T %r").stdout)
+
     def power_on(self, node: str) -> None:
         """Start a node and plug it in."""
         number = int(node.removeprefix("node"))
@@ -225,6 +229,12 @@ class Lab:
         """Cut a node's power: its processes end without a message."""
         assert self._ip("link", "del", _cable(node))  # first, to stop all packets
         _switch_off(self._machines.pop(node))
+
+    def power_on_all(self) -> None:
+        """Start all nodes that are off."""
+        for node in (f"node{number}" for number in range(1, self.nodes + 1)):
+            if node not in self._machines:
+                self.power_on(node)
 
     def unplug(self, node: str) -> None:
         """Pull a node's network cable; its processes continue."""

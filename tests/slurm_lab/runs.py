@@ -33,13 +33,15 @@ TIMEOUT = 420.0
 class TrainingRun:
     """A run in ``folder`` on ``lab``; ``shards`` is ``make_shards(folder, samples=12)``: 2 shards of 12 videos."""
 
-    def __init__(self, lab: Lab, folder: Path, shards: Path, *argv: str, steps: int = STEPS) -> None:
+    def __init__(
+        self, lab: Lab, folder: Path, shards: Path, *argv: str, steps: int = STEPS, batch: int = BATCH
+    ) -> None:
         self.lab, self.folder, self.steps = lab, folder, steps
         self.path = folder / "runs/demo"
         settings = [
             f"data.shards={shards}",
-            f"optim.global_batch_size={BATCH}",
-            f"optim.epochs={steps * BATCH // 24}",
+            f"optim.global_batch_size={batch}",
+            f"optim.epochs={steps * batch // 24}",
             "engine.micro_batch_size=3",
             "engine.precision=fp32",
             "monitoring.enabled=false",
