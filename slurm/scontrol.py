@@ -15,6 +15,7 @@ from motionmae.text import join_lines, say
 
 CONTROLLER_TIMEOUT = 600.0
 """Seconds to keep asking a controller that does not answer, for example because it restarts."""
+_TRIES = 3
 _FAILED = ("FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
 _QUEUE = ("Partition", "Account", "QOS", "Reservation")
 _ENDED = ("COMPLETED", *_FAILED, "GONE")
@@ -153,9 +154,13 @@ def requeue(job_id: str) -> bool:
 
 
 def update(job_id: str, changes: Mapping[str, str]) -> bool:
-    """Change a waiting job; return False if Slurm refuses."""
+    """Change a waiting job; return False if Slurm refuses. A busy controller is asked again."""
     settings = [f"{key}={value}" for key, value in changes.items()]
-    return run_command("scontrol", "update", f"JobId={job_id}", *settings).returncode == 0
+    for _ in range(_TRIES):
+        answer = run_command("scontrol", "update", f"JobId={job_id}", *settings)
+        if answer.returncode == 0 or not re.search("timed out|nable to contact", answer.stderr):
+            break
+    return answer.returncode == 0
 
 
 def waiting_jobs(name: str) -> list[str]:

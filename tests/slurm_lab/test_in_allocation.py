@@ -23,7 +23,7 @@ from tests.slurm_lab.test_survival import RunResult
 from tests.training.shards import make_shards
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("lab")]  # the fixture skips if this machine cannot run a lab
-STEPS = 80
+STEPS = 200
 STANDBY_SECONDS = 60.0
 """Time in which the standby processes must be ready on a busy machine."""
 
