@@ -16,7 +16,7 @@ def progress_bar(*more: progress.ProgressColumn) -> progress.Progress:
     """Make a progress bar on stderr with the further columns ``more``. The bar is shown only on terminals."""
     console = make_console(stderr=True)
     count = (TaskText(), progress.BarColumn(), progress.MofNCompleteColumn())
-    time = (progress.TimeElapsedColumn(), "left", progress.TimeRemainingColumn())
+    time = (progress.TimeElapsedColumn(), "so far,", progress.TimeRemainingColumn(), "left")
     return progress.Progress(*count, *more, *time, console=console, disable=not console.is_terminal)
 
 
@@ -41,6 +41,21 @@ def name_file() -> Iterator[None]:
             raise
         remedy = "check its kind, its permissions and its disk"
         raise UserError(f"{name} cannot be read or written ({error.strerror}): {remedy}") from error
+
+
+def refuse_inside(out: Path, inputs: Mapping[str, Path | None]) -> None:
+    """Raise UserError if ``out``, after links are resolved, is one of the input folders, or lies in one.
+
+    ``inputs`` has the option that names each folder. What a tool writes would mix with the user's files, and the next
+    run would take it for input.
+    """
+    target = out.resolve()
+    for option, folder in inputs.items():
+        if folder is not None and folder.is_dir() and target.is_relative_to(folder.resolve()):
+            where = "is" if target == folder.resolve() else "lies in"
+            raise UserError(
+                f"--out {out} {where} {option} {folder}, and would mix with its files: choose a folder beside it"
+            )
 
 
 def refuse_differences(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from monitoring.goodput import CATEGORIES, Goodput, goodput_of
 from motionmae.runs.events import FAULTS, OUTSIDE_STEPS, Kind, Phase, Row
-from motionmae.runs.formatting import describe_figures, duration, figures_of
+from motionmae.runs.formatting import counted, describe_figures, describe_kind, duration, figures_of
 from motionmae.runs.history import RunHistory, RunState
 from motionmae.screen import Table, draw_bar
 from motionmae.text import cell, printable
@@ -51,7 +51,9 @@ def _header(history: RunHistory, now: float) -> Text:
     if history.attempts:
         attempt = history.attempts[-1]
         hosts = ", ".join(attempt.hosts[:4]) + (f" and {len(attempt.hosts) - 4} more" if len(attempt.hosts) > 4 else "")
-        text.append(cell(f"  {attempt.world} ranks on {hosts}; attempt {len(history.attempts)}", "bright_black"))
+        text.append(
+            cell(f"  {counted(attempt.world, 'rank')} on {hosts}; attempt {len(history.attempts)}", "bright_black")
+        )
         idle = now - attempt.last_sign
         if state in (RunState.STARTING, RunState.TRAINING, RunState.SILENT):
             text.append(f"; last row {duration(idle)} ago", "bright_black" if idle < 120 else "bold red")
@@ -115,7 +117,7 @@ def _recent_events(history: RunHistory, now: float) -> Panel:
     rows = []
     for row in history.events[-8:]:
         bad = row["kind"] in FAULTS or "error" in row
-        kind = cell(row["kind"].replace("_", " "), "red" if bad else "")
+        kind = cell(describe_kind(row), "red" if bad else "")
         figures = describe_figures(figures_of(row)) if row["kind"] == Kind.VALIDATION else ""
         details = row.get("error") or figures or row.get("reason") or row.get("cause") or row.get("path") or ""
         age = f"{duration(max(now - row['time'], 0))} ago"

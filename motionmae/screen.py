@@ -56,7 +56,7 @@ def draw_bar(length: int) -> str:
 
 def progress_of(*, disable: bool = False, transient: bool = False) -> Progress:
     """Make a progress bar: description, bar, count, remaining time."""
-    columns = (TaskText(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TaskText(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "left")
     return Progress(*columns, console=make_console(), disable=disable, transient=transient)
 
 

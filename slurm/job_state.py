@@ -5,7 +5,6 @@
 leaves nothing to clean up.
 """
 
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +21,13 @@ from motionmae.config.text_types import HostList, JobId, OneLine
 from motionmae.errors import UserError
 from motionmae.files import FileTail, write_json
 from motionmae.json_text import InvalidJsonError, load_json
+from motionmae.runs.end_reason import EndReason
 from motionmae.text import LINES, say
 from slurm.scontrol import JobState, find_job
 
 LOCK_TIMEOUT = 5.0
 """Seconds to wait for another submission to release the lock."""
+_STOPPED = (EndReason.STOPPED.exit_code, EndReason.TERMINATED.exit_code)
 _LOG_SECONDS = 0.5
 _LOG = LINES + "\r"  # characters of a log that are kept: progress bars return to the start of their line
 _STATE_SECONDS = {"slurm": 5.0, "local": 0.5}  # Slurm's controller serves the whole site: do not overload it
@@ -163,13 +164,16 @@ def _newest(record: JobRecord, run: Path) -> JobRecord:
 def _describe(record: JobRecord, state: JobState) -> str:
     restarts = f", requeued {state.restarts} times" if state.restarts else ""
     detail = f" ({state.detail})" if state.detail else ""
-    return f"-- job {record.job_id}: {state.name}{detail}{restarts}"
+    name = "STOPPED" if state.exit_code in _STOPPED else state.name  # Slurm calls it FAILED, or CANCELLED
+    return f"-- job {record.job_id}: {name}{detail}{restarts}"
 
 
 def _exit_status(record: JobRecord, state: JobState) -> int:
     if state.name == "COMPLETED":
         return 0
-    if state.name == "CANCELLED" or state.exit_code == 128 + signal.SIGTERM:
+    if state.exit_code in _STOPPED:
+        say("-- the run was stopped as asked, after a save; the same command resumes it")
+    elif state.name == "CANCELLED":
         say("-- the run was stopped; the same command resumes it")
     else:
         say(f"-- the run failed; the logs of all ranks are in {Path(record.log).parent}")

@@ -86,7 +86,7 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each key of the config section `launch`."""
     for name, field in LaunchConfig.model_fields.items():
         metavar = _METAVARS.get(name, "TEXT" if name in _TEXTS else "N")
-        help_text = f"launch.{name}: {field.description}"
+        help_text = f"launch.{name}: {field.description}".replace("%", "%%")  # argparse formats it
         parser.add_argument(f"--{_OPTIONS[name]}", metavar=metavar, help=help_text)
 
 

@@ -1,6 +1,7 @@
 """`motionmae submit`: check a run's inputs, copy the code, and submit the run to Slurm or to this machine."""
 
 import argparse
+import re
 import shlex
 import shutil
 import sys
@@ -29,7 +30,10 @@ from slurm.executors import TrainingExecutor, job_environment, log_folder
 from slurm.job import TrainJob
 from slurm.job_state import JobRecord, current_job, follow, rank_zero_log, submission_lock
 from slurm.local_executor import DetachedLocalExecutor
+from slurm.resume_check import check_resume, differences
 
+_CONDITION = r"(after(ok|any|notok|corr|burstbuffer)?(:\d+(_(\d+|\*))?(\+\d+)?)+|singleton)"
+_DEPENDENCY = re.compile(rf"{_CONDITION}([,?]{_CONDITION})*")  # sbatch(1), --dependency
 ROOT = Path(__file__).resolve().parents[1]
 _DESCRIPTION = "Submit a pre-training or fine-tuning run to Slurm, or start it on this machine."
 _EPILOG = """\
@@ -46,7 +50,7 @@ The same command resumes a run that has ended, and with --follow attaches to a r
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     app.add_config_arguments(parser)
     parser.add_argument("--cluster", choices=("slurm", "local"), default="slurm", help="local: this machine")
-    dry_help = "print the sbatch script, the resolved config and an estimate; submit nothing"
+    dry_help = "print changed settings, sbatch script, resolved config and an estimate; submit nothing"
     parser.add_argument("--dry-run", action="store_true", help=dry_help)
     parser.add_argument("--follow", action="store_true", help="print the log of rank 0 until the run ends")
     sbatch.add_launch_flags(parser)
@@ -85,6 +89,8 @@ def load(arguments: argparse.Namespace) -> tuple[Site, Config]:
 
 def further_options(arguments: argparse.Namespace, site: Site) -> sbatch.Options:
     """Return the sbatch options beyond the launch section. Precedence: site file < --dependency < --sbatch."""
+    if arguments.dependency and not _DEPENDENCY.fullmatch(arguments.dependency):
+        raise UserError(f"--dependency {arguments.dependency} is not TYPE:JOB: write for example afterok:4711")
     dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
     sbatch.check_options(dependency)
     of_site = sbatch.run_options(site.sbatch, f"{site.file}: sbatch")
@@ -118,9 +124,16 @@ def submit_links(arguments: argparse.Namespace, site: Site, config: Config, fold
 
 
 def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
-    """Print the sbatch script, the resolved config and the estimate. Write nothing."""
+    """Print what differs from the defaults, the sbatch script, the resolved config and the estimate. Write nothing.
+
+    Raises UserError if the run could not be resumed with these settings.
+    """
     from motionmae.commands.plan import default_assumptions, print_plan
 
+    check_resume(config)
+    for line in differences(config):
+        say(line)
+    say()
     code = code_snapshot.collect(ROOT, outside=[Path(config.output_dir)]).folder(config.run_folder)
     folder = log_folder(config.run_folder)
     if arguments.cluster == "slurm":
@@ -139,6 +152,7 @@ def check_inputs(config: Config, arguments: argparse.Namespace) -> None:
 
     Raises UserError if an input is missing or cannot be used.
     """
+    check_resume(config)
     check_shards(config)
     if note := check_node_file(config.data, on_this_machine=arguments.cluster == "local"):
         say(f"note: {note}")

@@ -22,7 +22,7 @@ from data_tools.make_shards.retry import begin_retry, end_retry
 from data_tools.make_shards.shard_plan import ShardPlan, lock_new_output, lock_output, make_plan, write_or_check_plan
 from data_tools.make_shards.write import finish, write_shards
 from data_tools.quarantine import QUARANTINE
-from data_tools.reporting import name_file, progress_bar
+from data_tools.reporting import name_file, progress_bar, refuse_inside
 from motionmae.commands.app import Command, add_json_argument
 from motionmae.data.shards.manifest import MANIFEST, Manifest
 from motionmae.errors import UserError
@@ -119,6 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--workers and --timeout must be at least 1")
     frames = FrameSettings(**{item.name: _value(arguments, item.name) for item in fields(FrameSettings)})
     dataset, out = arguments.dataset, arguments.out
+    refuse_inside(out, {"--videos": arguments.videos, "--annotations": arguments.annotations})
     try:
         split = _read_split(arguments)
         plan = make_plan(dataset, split, frames, arguments.seed, arguments.samples_per_shard)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_tools.quarantine import QUARANTINE, read_quarantine, refuse_foreign_quarantine
-from data_tools.reporting import damage_as_user_error
+from data_tools.reporting import damage_as_user_error, refuse_inside
 from motionmae.commands.app import Command
 from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import ShardEntry, check_size, load_index, write_index
@@ -47,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @damage_as_user_error()
 def run(arguments: argparse.Namespace) -> int:
     out, folders = arguments.out, arguments.shards
+    for folder in folders:
+        refuse_inside(out, {"the input": folder})
     try:
         merged = merge(folders, out, arguments.without_labels)
     except OSError as error:

@@ -16,7 +16,7 @@ from monitoring.report.models import ModelFacts
 from monitoring.report.pictures import BORROWED, Picture, data_url
 from motionmae.config import Config, config_yaml, flat
 from motionmae.runs.events import FAULTS, SOURCE_PASSES, SOURCE_SAMPLES, Kind, Phase
-from motionmae.runs.formatting import describe_figures, duration, figures_of
+from motionmae.runs.formatting import counted, describe_figures, duration, figures_of
 from motionmae.runs.history import RunHistory
 from motionmae.text import LINES, printable
 
@@ -247,7 +247,7 @@ _TEMPLATES = Environment(
 )
 _TEMPLATES.globals |= {
     "attempt_intervals": _attempt_intervals, "borrowed": BORROWED, "clock": _clock, "config_yaml": config_yaml,
-    "confusions": _confusions, "describe_figures": describe_figures, "figures_of": figures_of,
+    "confusions": _confusions, "counted": counted, "describe_figures": describe_figures, "figures_of": figures_of,
     "duration": duration, "fault_titles": FAULTS, "kinds": Kind, "last_loss": last_loss, "loader_facts": _loader_facts,
     "loss_name": _loss_name, "mean": fmean, "median": median, "phases": _phases, "short_number": short_number,
     "shortened": _shortened, "times_of": _times, "titles": {"productive": "productive", **CATEGORIES},

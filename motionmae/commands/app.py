@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import io
 import os
+import re
 import select
 import signal
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import motionmae
 from motionmae.commands.table import COMMANDS, GUIDE
@@ -44,6 +46,24 @@ class Command:
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         self.add_arguments(parser)
         return parser
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser whose errors are one sentence, as those of the commands are, in place of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        say(f"error: {message}: {self._remedy(message)}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def _remedy(self, message: str) -> str:
+        unknown = re.match(r"unrecognized arguments: --?([a-z_]+(?:\.[a-z_]+)*)(?:=| |$)", message)
+        known = {option.lstrip("-"): option for action in self._actions for option in action.option_strings}
+        if unknown and (close := difflib.get_close_matches(unknown[1], known, n=1)):
+            return f"did you mean {known[close[0]]}?"
+        if unknown and any(action.dest == "overrides" for action in self._actions):
+            key = unknown[1] if "." in unknown[1] else f"SECTION.{unknown[1]}"
+            return f"write {key}=VALUE without dashes for a value of the config"
+        return f"see `{self.prog} --help`"
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -160,7 +180,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
         build_parser(argv).parse_args(argv)
         raise AssertionError("argparse exits if the command is missing")
     command = load_command(name)
-    parser = command.fill(argparse.ArgumentParser(prog=f"motionmae {name}"))
+    parser = command.fill(Parser(prog=f"motionmae {name}"))
     words = list(argv[len(name.split()) :])
     intermixed = any(action.dest == "overrides" for action in parser._actions)
     arguments = parser.parse_intermixed_args(words) if intermixed else parser.parse_args(words)
@@ -191,7 +211,7 @@ def load_command(name: str) -> Command:
 
 def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Return the parser of all commands. Only the commands named in ``words`` have their arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="motionmae",
         description="Self-supervised video pre-training with motion-aware masked autoencoders.",
         epilog="`motionmae` alone prints the steps from videos to a tested model. Shell completion: add\n"

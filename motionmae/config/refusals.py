@@ -25,6 +25,44 @@ _TYPES: dict[Any, str] = {
 _LIMITS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
 
 
+_COMMON: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("lr", "learning_rate", "blr"), ("optim.base_lr",)),
+    **dict.fromkeys(("batch", "batch_size", "bs", "train_batch_size"), ("optim.global_batch_size",)),
+    **dict.fromkeys(
+        ("per_gpu_batch", "micro_batch", "device_batch_size", "per_device_train_batch_size"),
+        ("engine.micro_batch_size",),
+    ),
+    **dict.fromkeys(("epochs", "epoch", "num_epochs", "max_epochs", "num_train_epochs"), ("optim.epochs",)),
+    **dict.fromkeys(("warmup", "warmup_steps"), ("optim.warmup_epochs",)),
+    **dict.fromkeys(("wd", "weight_decay"), ("optim.weight_decay",)),
+    **dict.fromkeys(("num_workers", "workers", "dataloader_workers"), ("data.workers",)),
+    **dict.fromkeys(("gpus", "num_gpus", "devices"), ("launch.gpus_per_node", "launch.ntasks_per_node")),
+    **dict.fromkeys(("nodes", "num_nodes"), ("launch.nodes",)),
+    **dict.fromkeys(("frames", "num_frames", "clip_len"), ("clip.frames",)),
+    **dict.fromkeys(("size", "img_size", "input_size", "image_size", "crop_size", "resolution"), ("clip.size",)),
+    **dict.fromkeys(("sampling_rate", "frame_interval", "stride"), ("clip.stride",)),
+    **dict.fromkeys(("patch", "patch_size", "tubelet_size"), ("clip.cube_size", "clip.cube_frames")),
+    **dict.fromkeys(("mask_ratio", "masking_ratio"), ("mask.ratio",)),
+    **dict.fromkeys(("data_path", "data_dir", "path", "root", "dataset", "shards"), ("data.shards",)),
+    **dict.fromkeys(("out", "out_dir", "runs", "log_dir", "save_dir"), ("output_dir",)),
+    **dict.fromkeys(("run_name", "exp_name", "experiment"), ("name",)),
+    **dict.fromkeys(
+        ("accum_iter", "gradient_accumulation_steps", "accumulate_grad_batches"),
+        (
+            "engine.micro_batch_size",
+            "optim.global_batch_size",
+        ),
+    ),
+    **dict.fromkeys(("precision", "dtype", "fp16", "bf16", "amp"), ("engine.precision",)),
+    **dict.fromkeys(("zero", "stage", "zero_stage"), ("engine.zero_stage",)),
+    **dict.fromkeys(("save_every", "save_freq", "save_steps"), ("checkpoint.every_steps",)),
+    **dict.fromkeys(("log_every", "logging_steps", "print_freq"), ("log.every_steps",)),
+    **dict.fromkeys(("grad_clip", "max_grad_norm", "clip_grad"), ("optim.clip_grad",)),
+    **dict.fromkeys(("init", "pretrained", "checkpoint_path", "resume", "weights"), ("finetune.init", "pretrain.init")),
+}
+"""Keys for the names of other programs (timm, mae_st, VideoMAE, Hugging Face, Lightning)."""
+
+
 def describe_refusal(
     error: ValidationError,
     schema: type[BaseModel],
@@ -93,7 +131,9 @@ def _suggest(path: list[str], schema: type[BaseModel]) -> str:
     keys, last = list(marks_of(schema)), path[-1]
     section = ".".join(path[:-1])
     siblings = [key for key in keys if section and key.rpartition(".")[0] == section] or list(schema.model_fields)
-    found = [key for key in siblings if f"_{last}_" in f"_{_name(key)}_"][:1]  # optim.base_lr for optim.lr
+    found = [key for key in _COMMON.get(last.lower().replace("-", "_"), ()) if key in keys]
+    if not found:  # optim.base_lr for optim.peak_lr
+        found = [key for key in siblings if f"_{last}_" in f"_{_name(key)}_"][:1]
     if not found:  # optim.epochs and optim.warmup_epochs for epochs, an equal name first
         ending = [key for key in keys if f"_{_name(key)}".endswith(f"_{last}")]
         found = sorted(ending, key=lambda key: _name(key) != last)[:2]

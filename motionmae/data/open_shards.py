@@ -1,7 +1,9 @@
 """Open a data set: local shards, remote shards, a mixture, or an FFCV file. No other module makes this choice."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from motionmae.config import ClipConfig, DataConfig
@@ -22,6 +24,7 @@ from motionmae.data.shards.reader import LocalFolder, ShardReader
 from motionmae.errors import UserError
 from motionmae.json_text import JSON_LIMIT, InvalidJsonError, read_limited
 
+_SEARCHED = 10_000  # files of a folder that is searched for videos
 _MAX_OPEN_SHARDS = 512  # half of the usual limit on open files
 
 
@@ -45,14 +48,28 @@ def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifes
     except InvalidJsonError as error:
         raise UserError(f"{location}/{MANIFEST} is not a manifest of shards ({error}): check data.shards") from error
     except FileNotFoundError:
-        raise UserError(
-            f"{location} has no {MANIFEST}, which is written last: run make_shards again to finish it, or copy the file"
-        ) from None
+        raise UserError(f"{location} has no {MANIFEST}: {_explain_no_manifest(location)}") from None
     except OSError as error:
         if is_remote(location):
             raise
         raise UserError(f"{location}/{MANIFEST} cannot be read ({error.strerror}): check its permissions") from error
     return parse_manifest(f"{location}/{MANIFEST}", raw)
+
+
+def _explain_no_manifest(location: str) -> str:
+    """Say what the folder is instead of a finished folder of shards, and the remedy."""
+    from motionmae.data.video.read_video import VIDEO_SUFFIXES  # PyAV is slow to import
+
+    finish = "it is written last, so run `motionmae shards make` again to finish it, or copy the file"
+    folder = Path(location)
+    if is_remote(location) or any(folder.glob("*.tar")):
+        return finish
+    if inner := sorted(path.parent for path in folder.glob(f"*/{MANIFEST}")):
+        return f"its folders hold the shards, so choose {' or '.join(map(str, inner[:4]))}"
+    found = (Path(where, name) for where, _, names in os.walk(folder) for name in names)
+    if any(path.suffix.lower() in VIDEO_SUFFIXES for path in islice(found, _SEARCHED)):
+        return f"these are videos, so make shards first: motionmae shards make folder --videos {location} --out SHARDS"
+    return finish
 
 
 def load_sources(data: DataConfig) -> Sources:

@@ -32,6 +32,10 @@ def find_videos(folder: Path) -> tuple[dict[str, str], int]:
     Raises:
         UserError: the folder has no video file.
     """
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is {'a file' if folder.exists() else 'missing'}: give the folder that holds the videos"
+        )
     files = [path for path in folder.rglob("*") if path.is_file()]
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
     if not videos:

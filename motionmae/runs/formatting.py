@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from motionmae.runs.events import Row
+from motionmae.runs.end_reason import EndReason
+from motionmae.runs.events import Kind, Row
 
 _PERCENT = {"top1": "top-1", "top5": "top-5", "knn": "k-NN"}
 """Figures in per cent, with their titles."""
@@ -52,3 +53,14 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {whole % 60:02d} s" if minutes else f"{whole} s"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 rank``, ``2 ranks`` for a noun with a regular plural."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def describe_kind(row: Row) -> str:
+    """Return the kind of an event as people name it: a stop that the user asked for is no preemption."""
+    asked = row["kind"] == Kind.PREEMPTION and row.get("reason") in (EndReason.STOPPED, EndReason.TERMINATED)
+    return "stop requested" if asked else str(row["kind"]).replace("_", " ")

@@ -119,6 +119,8 @@ class Membership(Sink):
     def leave(self, status: int) -> None:
         """Announce the exit status of this process."""
         self._report(Report(what="leaves", status=status & 0xFF))
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)  # ends the watching thread, which would hold up the exit
 
     def _report(self, report: Report) -> None:
         with suppress(OSError):  # the end of the connection says the same

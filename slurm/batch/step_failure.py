@@ -64,10 +64,13 @@ def find_cause(ended: Sequence[Ended], lines: Sequence[str]) -> Failure | None:
     first = ended[0]
     found = [failure for line in lines if (failure := _failure_in(line)) is not None]
     announced = [failure_of_status(rank.status, rank.node) for rank in ended if rank.status]
-    if first.status is not None:
-        return _decisive([*announced, *found]) or announced[0]
+    if decisive := _decisive([*announced, *found]):
+        return decisive
     of_first = [failure for line in lines if first.node in _nodes_in(line) and (failure := _failure_in(line))]
-    return _decisive([*announced, *found]) or next(iter(of_first), None)
+    cause = announced[0] if first.status is not None else next(iter(of_first), None)
+    if cause is not None and cause.reason is EndReason.LOST_PEERS:  # a hanging rank is why, and ends at the same time
+        return next((failure for failure in [*announced, *found] if failure.reason is EndReason.HUNG), cause)
+    return cause
 
 
 def failure_of_status(status: int, node: str) -> Failure:

@@ -70,7 +70,7 @@ def test_a_group_without_a_command_lists_its_commands(capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit, match="0"):
         main(["shards", "--help"])
     shown = capsys.readouterr()
-    assert "motionmae shards: error: the following arguments are required: COMMAND" in shown.err
+    assert "required: COMMAND: see `motionmae shards --help`" in shown.err
     assert all(f" {name} " in shown.out for name in ("make", "submit", "verify", "stats", "preview", "merge", "toy"))
 
 

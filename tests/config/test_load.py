@@ -12,7 +12,9 @@ import pytest
 
 from motionmae.config import Config, MaskConfig, load, load_config, refuse_unused, save_config
 from motionmae.config.load import CONFIG_FOLDER, known_configs
+from motionmae.config.refusals import _COMMON
 from motionmae.config.schema import accumulation_steps
+from motionmae.config.section import marks_of
 from motionmae.errors import UserError
 
 
@@ -112,7 +114,11 @@ def test_overrides_are_checked_together() -> None:
     [
         ("mask.ratoi=0.5", ["unknown key mask.ratoi", "did you mean mask.ratio"]),
         ("optim.lr=1", ["unknown key optim.lr", "did you mean optim.base_lr?"]),
-        ("epochs=3", ["unknown key epochs", "did you mean optim.epochs"]),
+        ("epochs=3", ["unknown key epochs", "did you mean optim.epochs?"]),
+        ("batch_size=8", ["did you mean optim.global_batch_size?"]),
+        ("wd=1", ["did you mean optim.weight_decay?"]),
+        ("num_workers=1", ["did you mean data.workers?"]),
+        ("data.path=x", ["did you mean data.shards?"]),
         ("optim." + "batch=8", ["did you mean optim.global_batch_size?"]),
         ("optim.bach=8", ["did you mean optim.global_batch_size?"]),
         ("optim.batch_size=8", ["did you mean optim.global_batch_size?"]),
@@ -262,3 +268,9 @@ def test_batch_is_kept_by_accumulation() -> None:
         accumulation_steps(config, world=3)
     with pytest.raises(UserError, match=r"set engine.micro_batch_size=16"):
         accumulation_steps(config, world=64)
+
+
+def test_the_keys_of_other_programs_lead_to_keys_that_exist():
+    known = marks_of(Config)
+    assert all(key in known for keys in _COMMON.values() for key in keys)
+    assert not set(_COMMON) & {key for key in known if "." not in key}

@@ -151,7 +151,7 @@ def test_a_silent_controller_does_not_mean_that_the_job_ended(tmp_path: Path, mo
     [
         ("done", 0, "COMPLETED"),
         ("exit 3", 3, "the run failed; the logs of all ranks are in"),
-        ("exit 143", 143, "was stopped; the same command resumes it"),
+        ("exit 143", 143, "was stopped as asked, after a save; the same command resumes it"),
     ],
 )
 def test_following_ends_with_the_job_s_own_status(

@@ -1,7 +1,7 @@
 import pytest
 
 from motionmae.runs.end_reason import EndReason
-from slurm.batch.step_failure import Failure, find_failure
+from slurm.batch.step_failure import Ended, Failure, find_cause, find_failure
 
 STEP = "srun: launch/slurm: _step_signal: Terminating StepId=1.0"
 
@@ -43,3 +43,24 @@ STEP = "srun: launch/slurm: _step_signal: Terminating StepId=1.0"
 )
 def test_the_cause_is_found_in_srun_s_messages(lines: list[str], failure: Failure) -> None:
     assert find_failure(lines) == failure
+
+
+@pytest.mark.parametrize(
+    ("ended", "lines", "reason"),
+    [
+        (
+            [Ended("node1", 76), Ended("node2")],
+            ["srun: error: node2: task 1: Exited with exit code 79"],
+            EndReason.HUNG,
+        ),
+        ([Ended("node2"), Ended("node1", 76)], ["srun: error: node2: task 1: Killed"], EndReason.KILLED),
+        ([Ended("node1", 76), Ended("node2", 2)], [], EndReason.USER_ERROR),
+        ([Ended("node1", 76), Ended("node2")], ["srun: error: node2: task 1: Terminated"], EndReason.LOST_PEERS),
+        ([Ended("node2"), Ended("node1", 76)], [], None),
+    ],
+)
+def test_the_cause_of_an_attempt_is_its_first_end_unless_another_says_more(
+    ended: list[Ended], lines: list[str], reason: EndReason | None
+) -> None:
+    cause = find_cause(ended, lines)
+    assert (cause.reason if cause else None) == reason
