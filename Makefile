@@ -1,17 +1,18 @@
 # `make demo`: set up and see the main job run.   `make test`: set up and pass the tests.   `make check`: lint and types.
+# `make docs`: build the documentation site into site/.
 VENV := .venv
 PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 SYSTEM_PACKAGES := slurm-wlm slurmctld slurmd munge iproute2 ffmpeg libopencv-dev libturbojpeg0-dev pkg-config \
 	prometheus chromium
 
-.PHONY: demo test check lock audit sbom system-packages clean
+.PHONY: demo test check docs azurite lock audit sbom system-packages clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
 	@$(PY) -m motionmae demo
 
-test: $(VENV)/.test system-packages
+test: $(VENV)/.test system-packages azurite
 	@echo "== tests"
 	@$(PY) -m pytest --numprocesses 2 --dist loadgroup
 
@@ -22,6 +23,11 @@ check: $(VENV)/.test
 	@$(PY) -m mypy
 	@$(VENV)/bin/lint-imports --no-logo
 	@$(PY) .ci/check_words.py
+
+docs: $(VENV)/.docs
+	@$(PY) docs/reference/generate.py
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+	@echo "== open site/index.html"
 
 # Each stamp is a set of extras; pins come from constraints.txt, ranges from pyproject.toml. The tests' packages come from
 # requirements.lock, with hashes, where it holds the files for this Python and machine.
@@ -47,6 +53,13 @@ system-packages:
 		echo "== installing system packages:" $$missing; \
 		apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	else echo "== not installed (apt-get install" $$missing "as root): tests skip, and FFCV cannot be built without its libraries"; fi
+
+# The server that the tests of az:// URLs ask. It comes from npm; without npm these tests skip.
+AZURITE := $(VENV)/azurite
+azurite: $(VENV)/.test
+	@if [ ! -x $(AZURITE)/node_modules/.bin/azurite-blob ] && command -v npm >/dev/null; then \
+		echo "== installing Azurite into $(AZURITE)"; \
+		npm install --silent --no-fund --no-audit --prefix $(AZURITE) azurite@3.37.0; fi
 
 # The file that `make test` installs from, after a change of pyproject.toml or constraints.txt.
 lock: $(VENV)/.test
