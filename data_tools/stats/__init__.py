@@ -2,7 +2,7 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +27,8 @@ examples:
   motionmae shards stats data/toy/train
   motionmae shards stats data/toy/train --json stats.json --picture classes.png"""
 
+NAMED_CLASSES = 60
+"""Classes with a bar of their own in the picture."""
 _FIRST_SEGMENT = "-00000"  # end of the key of the first segment of a video (data_tools.make_shards.shard_plan)
 _SMALLEST_FPS = 1e-6  # frames per second; a smaller number in a shard is an unknown rate
 
@@ -133,22 +135,32 @@ def print_tables(figures: dict[str, Any], folder: Path, most_classes: int) -> No
 
 
 def draw_classes(figures: dict[str, Any], path: Path) -> None:
-    """Draw a bar chart of the number of videos per class, sorted by size."""
+    """Draw a bar chart of the number of videos of each class."""
     from matplotlib.figure import Figure  # slow to import (half a second)
 
-    counts = sorted(figures["classes"].values(), reverse=True)
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    bars = class_bars(figures["classes"])
+    figure = Figure(figsize=(8, 1.2 + 0.25 * len(bars)), layout="constrained")
     axes = figure.add_subplot()
-    axes.bar(range(len(counts)), counts, width=1.0)
-    axes.set(
-        xlabel="class, sorted by size", ylabel="videos", title=picture_text(f"{figures['dataset']} {figures['split']}")
-    )
+    drawn = axes.barh(range(len(bars)), [count for _, count in bars])
+    axes.set_yticks(range(len(bars)), [picture_text(name) for name, _ in bars])
+    axes.bar_label(drawn, fmt="{:g}", padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.08, y=0.01)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(xlabel="videos", title=picture_text(f"{figures['dataset']} {figures['split']}"))
     metadata = {"Software" if path.suffix == ".png" else "Creator": SIGNATURE}
     try:
         with atomic_path(path, durable=False) as temporary:
             figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
     except OSError as error:
         raise UserError(f"--picture {path} cannot be written ({error}): choose another file") from error
+
+
+def class_bars(classes: Mapping[str, int]) -> list[tuple[str, float]]:
+    """Return the name and the size of each bar, the largest class first; the rest of many classes is one bar."""
+    counts: list[tuple[str, float]] = sorted(classes.items(), key=lambda entry: -entry[1])
+    named, rest = counts[:NAMED_CLASSES], [count for _, count in counts[NAMED_CLASSES:]]
+    return [*named, (f"each of the other {len(rest)} (median)", median(rest))] if rest else named
 
 
 COMMAND = Command(add_arguments, run, description=__doc__ or "", epilog=_EXAMPLES)

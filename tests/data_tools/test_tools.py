@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import pytest
 
+from data_tools.stats import NAMED_CLASSES, class_bars
 from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import ShardWriter
 from motionmae.data.shards.manifest import write_manifest
@@ -131,6 +132,14 @@ def test_stats_count_what_is_there(made, tmp_path, capsys):
     assert content["quarantined"] == {"empty": 1, "no_video_stream": 1}
     assert content["short_side"] == [48, 48, 48]
     assert cv2.imread(str(picture)).shape[1] > 500
+
+
+def test_the_picture_names_classes_and_sums_up_the_rest_of_many():
+    assert class_bars({"a": 1, "b": 3, "c": 2}) == [("b", 3), ("c", 2), ("a", 1)]
+    many = {f"class {number}": 1000 - number for number in range(NAMED_CLASSES + 3)}
+    bars = class_bars(many)
+    assert len(bars) == NAMED_CLASSES + 1
+    assert bars[-1] == ("each of the other 3 (median)", 1000 - (NAMED_CLASSES + 1))
 
 
 @pytest.mark.parametrize("others", [[], [25.0]])
