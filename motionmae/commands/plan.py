@@ -32,7 +32,7 @@ examples:
   motionmae plan --config vitl_k400 --nodes 4 --gpu a100-80
   motionmae plan --config vith_k400 --nodes 4 --gpu h100-80 engine.zero_stage=2 model.activation_checkpointing=full
   motionmae plan --config vitb_k400 --gpu a100-40 --mfu 0.35 --videos 240000 --json plan.json
-  motionmae plan --config vitl_k400 --nodes 16 --goodput --days 60 --failures llama3 --preemptions 1
+  motionmae plan --config vitl_k400 --nodes 4 --goodput --days 60 --failures llama3 --preemptions 1
 """
 
 
