@@ -86,6 +86,7 @@ def _run(
                 wait_for_standby(run)
             damages.append(strike_and_time(run, fault, run.nodes()[rank]))
         run.finish()
+        assert "Kill task failed" not in lab.run("sinfo", "-h", "-R").stdout  # Slurm could kill every process
         restarts = run.job()["Restarts"]
         return RunResult(run.tensors(), run.losses(), damages, {"restarts": restarts, "nodes": " ".join(run.nodes())})
 
