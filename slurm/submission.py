@@ -90,7 +90,7 @@ def load(arguments: argparse.Namespace) -> tuple[Site, Config]:
 def further_options(arguments: argparse.Namespace, site: Site) -> sbatch.Options:
     """Return the sbatch options beyond the launch section. Precedence: site file < --dependency < --sbatch."""
     if arguments.dependency and not _DEPENDENCY.fullmatch(arguments.dependency):
-        raise UserError(f"--dependency {arguments.dependency} is not TYPE:JOB: write for example afterok:4711")
+        raise UserError(f"--dependency {arguments.dependency} is not possible: write for example afterok:4711")
     dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
     sbatch.check_options(dependency)
     of_site = sbatch.run_options(site.sbatch, f"{site.file}: sbatch")
@@ -131,17 +131,17 @@ def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
     from motionmae.commands.plan import default_assumptions, print_plan
 
     check_resume(config)
-    for line in differences(config):
-        say(line)
-    say()
     code = code_snapshot.collect(ROOT, outside=[Path(config.output_dir)]).folder(config.run_folder)
     folder = log_folder(config.run_folder)
     if arguments.cluster == "slurm":
-        say(slurm_executor(arguments, site, config, folder, code).script(), keep=LINES)
+        script = slurm_executor(arguments, site, config, folder, code).script()
     else:
         command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
-        say(f"cd {shlex.quote(str(code))} && {command}   # x {config.launch.ntasks_per_node} ranks")
-        say()
+        script = f"cd {shlex.quote(str(code))} && {command}   # x {config.launch.ntasks_per_node} ranks\n"
+    for line in differences(config):
+        say(line)
+    say()
+    say(script, keep=LINES)
     say("# resolved configuration")
     say(config_yaml(config), keep=LINES)
     print_plan(config, default_assumptions(config))

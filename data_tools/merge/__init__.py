@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @damage_as_user_error()
 def run(arguments: argparse.Namespace) -> int:
     out, folders = arguments.out, arguments.shards
-    for folder in folders:
+    for folder in (one for one in folders if one.resolve() != out.resolve()):  # merge() refuses a finished folder
         refuse_inside(out, {"the input": folder})
     try:
         merged = merge(folders, out, arguments.without_labels)

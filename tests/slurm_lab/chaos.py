@@ -37,8 +37,9 @@ from tests.slurm_lab.lab import GRACE_SECONDS, Lab, missing
 from tests.slurm_lab.runs import CHECKPOINT_STEPS, SLOW_RATE, TrainingRun
 from tests.training.shards import make_shards
 
-STEPS_PER_FAULT = 24
-"""A run continues for about 50 steps until Slurm notices a dead slurmd; other faults take few steps."""
+STEPS_PER_FAULT = 40
+"""A run continues for about 50 steps until Slurm notices a dead slurmd, and for more where its batch script alone is
+lost; other faults take few steps."""
 BATCH = 6
 """Two micro-batches."""
 SETTINGS = (

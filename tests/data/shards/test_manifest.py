@@ -47,7 +47,7 @@ def test_missing_folder(tmp_path):
 
 
 def test_unfinished_folder(tmp_path):
-    with pytest.raises(UserError, match=r"has no manifest.json.*run make_shards again"):
+    with pytest.raises(UserError, match=r"has no manifest.json.*make` again to finish it"):
         load_manifest(tmp_path)
 
 
@@ -74,3 +74,16 @@ def test_a_changed_manifest_is_refused(tmp_path, manifest, change, message):
     (tmp_path / MANIFEST).write_text(json.dumps(content | change))
     with pytest.raises(UserError, match=message):
         load_manifest(tmp_path)
+
+
+def test_videos_and_the_parent_of_shards_are_told_apart(tmp_path):
+    videos, parent = tmp_path / "videos", tmp_path / "parent"
+    (videos / "class").mkdir(parents=True)
+    (videos / "class/a.MP4").touch()
+    with pytest.raises(UserError, match=rf"these are videos.* shards make folder --videos {videos} --out"):
+        load_manifest(videos)
+    for split in ("train", "val"):
+        (parent / split).mkdir(parents=True)
+        (parent / split / "manifest.json").touch()
+    with pytest.raises(UserError, match=rf"so choose {parent}/train or {parent}/val"):
+        load_manifest(parent)

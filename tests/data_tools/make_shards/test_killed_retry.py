@@ -61,5 +61,5 @@ def test_the_old_or_the_new_shard_is_there_at_every_point(seed: Path, tmp_path: 
 
 def test_without_its_manifest_a_folder_says_what_to_do(seed: Path):
     (seed / "out" / "manifest.json").unlink()
-    with pytest.raises(UserError, match="run make_shards again to finish it"):
+    with pytest.raises(UserError, match="again to finish it"):
         load_manifest(seed / "out")
