@@ -370,10 +370,7 @@ class Trainer:
                     callback.on_train_end(step)
             self.events.event(Kind.FINISH, step)
             newest = self.store.complete()[-1].folder if self.rank.is_rank_zero else None
-            best = self.state.validation.best
-            better = f"; the best, {best.metric} {best.value:.4g}, are those of --step best (step {best.step})"
-            ending = better if best and best.step != step else ""
-            self.log(f"{self.folder.path} is complete after {step} steps; the weights are in {newest}{ending}")
+            self.log(f"{self.folder.path} is complete after {step} steps; the weights are in {newest}")
         else:
             self.events.event(Kind.STOP, step, reason=reason)
             unsaved = "the last steps are not saved: the same command resumes from the last checkpoint"
