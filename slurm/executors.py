@@ -75,8 +75,13 @@ class TrainingExecutor(SlurmExecutor):
         variables = job_environment(config, code, "slurm", environment)
         check_environment(variables)
         resources = requested_resources(launch)
-        # a range: the run starts without its spares where too few nodes are free or up
-        spares = {"nodes": f"{launch.nodes}-{launch.nodes + launch.spares}"} if launch.spares else {}
+        most = launch.nodes + launch.spares
+        nodes = {"nodes": f"{launch.nodes}-{most}" if launch.spares else most}
+        if "gpus_per_task" in resources:  # Slurm 22.05 refuses it for a range of nodes
+            nodes = {"nodes": most}
+        elif launch.spares and launch.ntasks_per_node == 1:
+            # sbatch's default; where it is given, Slurm 22.05 takes only the smallest number of the range
+            del resources["ntasks_per_node"]
         name = job_name(config)
         options = {"job-name": name, "output": folder, "chdir": code, **extra, **resources}
         check_options(options)
@@ -92,7 +97,7 @@ class TrainingExecutor(SlurmExecutor):
             # srun inherits neither of the first two from the script (the second since Slurm 22.05). A site's default
             # distribution could place ranks on other nodes than slurm/job.py expects.
             srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={launch.cpus_per_task}", "--distribution=block"],
-            additional_parameters={"requeue": True, **keep_allocation, **spares, "chdir": str(code), **extra},
+            additional_parameters={"requeue": True, **keep_allocation, **nodes, "chdir": str(code), **extra},
             **resources,
         )
 

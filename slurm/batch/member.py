@@ -193,11 +193,16 @@ def take_place(assignment: Assignment) -> None:
         SLURM_STEP_NODELIST=listed,
     )
     os.environ[START_VARIABLE] = str(assignment.start)
-    name_process(f"rank {assignment.rank} #{assignment.start}")
+    name_process(f"rank{assignment.rank}#{assignment.start}")
 
 
 def name_process(name: str) -> None:
-    """Name this process for ``ps`` and ``top``, in at most 15 characters."""
+    """Name this process for ``ps`` and ``top``, in at most 15 characters without a space.
+
+    Slurm's proctrack/linuxproc splits /proc/PID/stat at spaces. It would not find the process, so it could not kill it,
+    and would drain the node ("Kill task failed").
+    """
+    assert not any(character.isspace() for character in name), name
     with suppress(OSError):
         Path("/proc/self/comm").write_text(name)
 

@@ -80,6 +80,9 @@ def test_spares_are_requested_and_the_batch_script_knows_where_the_run_fits() ->
     config = config.updated({"optim.global_batch_size": 24, "engine.micro_batch_size": 8})
     lines = _script(config).splitlines()
     assert "#SBATCH --nodes=3-5" in lines
+    assert not any(
+        "ntasks-per-node" in line for line in lines if line.startswith("#SBATCH")
+    )  # see the lab's test_sbatch
     assert "#SBATCH --no-kill" in lines
     (command,) = (line for line in lines if " srun " in line)
     assert " --node-counts=3,1 " in command

@@ -244,6 +244,15 @@ class Lab:
         """Plug a node's network cable in again."""
         assert self._ip("link", "set", _cable(node), "up")
 
+    def change_rate(self, rate: str) -> None:
+        """Change the bandwidth of all nodes that are on, in a lab with a rate."""
+        for machine in (machine for name, machine in self._machines.items() if name != "head"):
+            for device in ("eth0", "lo"):
+                limit = ["tbf", "rate", rate, "burst", "128kb", "latency", "2s"]
+                inside = ["nsenter", f"--net=/proc/{machine.pid}/ns/net"]
+                command = [*inside, "tc", "qdisc", "change", "dev", device, "root", *limit]
+                subprocess.run(command, env=self.environment(), check=True)
+
     def kill_slurmd(self, node: str) -> None:
         """Kill a node's slurmd and prevent its restart; job steps continue."""
         (self.folder / f"{node}.no-slurmd").touch()

@@ -135,7 +135,7 @@ class TrainingRun:
 def rank_processes(lab: Lab, job_id: str) -> dict[int, int]:
     """Process ID, as seen from outside the lab, of each rank of a job's current attempt.
 
-    Ranks of an earlier attempt may survive on a node that was cut off. A rank's process is named ``rank 1 #2`` in the
+    Ranks of an earlier attempt may survive on a node that was cut off. A rank's process is named ``rank1#2`` in the
     third attempt (start 2) since the job was queued; a standby process has another name.
     """
     restarts = lab.job(job_id)["Restarts"].encode()
@@ -143,7 +143,7 @@ def rank_processes(lab: Lab, job_id: str) -> dict[int, int]:
     found: dict[int, dict[int, int]] = {}
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # the process has ended
-            name = re.fullmatch(r"rank (\d+) #(\d+)\n", (path / "comm").read_text())
+            name = re.fullmatch(r"rank(\d+)#(\d+)\n", (path / "comm").read_text())
             if name is None:
                 continue
             variables = (path / "environ").read_bytes().split(b"\0")

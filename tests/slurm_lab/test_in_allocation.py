@@ -23,8 +23,10 @@ from tests.slurm_lab.test_survival import RunResult
 from tests.training.shards import make_shards
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("lab")]  # the fixture skips if this machine cannot run a lab
-STEPS = 200
-STANDBY_SECONDS = 60.0
+STEPS = 120
+SLOWEST_RATE = "80mbit"
+"""Bandwidth while the standby processes start, which takes up to half a minute: few steps are taken."""
+STANDBY_SECONDS = 120.0
 """Time in which the standby processes must be ready on a busy machine."""
 
 
@@ -83,9 +85,12 @@ def _run(
         for fault, rank in strikes:
             run.wait_for_steps(CHECKPOINT_STEPS + 2)
             if "launch.standby=false" not in settings:
+                lab.change_rate(SLOWEST_RATE)
                 wait_for_standby(run)
+                lab.change_rate(RATE)
             damages.append(strike_and_time(run, fault, run.nodes()[rank]))
         run.finish()
+        assert "Kill task failed" not in lab.run("sinfo", "-h", "-R").stdout  # Slurm could kill every process
         restarts = run.job()["Restarts"]
         return RunResult(run.tensors(), run.losses(), damages, {"restarts": restarts, "nodes": " ".join(run.nodes())})
 

@@ -20,7 +20,7 @@ class GpuLab(Lab):
         super()._write_files()
         conf = self.folder / "slurm.conf"
         conf.write_text(conf.read_text().replace("NodeName=node", "GresTypes=gpu\nNodeName=node", 1))
-        conf.write_text(conf.read_text().replace(" CPUs=", " Gres=gpu:a100:2 CPUs="))
+        conf.write_text(conf.read_text().replace(" CPUs=", " Gres=gpu:a100:2 RealMemory=1000 CPUs="))
         for number in range(2):
             os.mknod(self.folder / f"gpu{number}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
         (self.folder / "gres.conf").write_text(f"AutoDetect=off\nName=gpu Type=a100 File={self.folder}/gpu[0-1]\n")
@@ -55,6 +55,19 @@ def test_sbatch_accepts_each_form_of_gpus_and_of_flags(gpu_lab: Lab, tmp_path: P
                 assert "on nodes node[1-2]" in done.stderr
 
 
+def test_a_job_gets_its_spares_where_they_are_free(gpu_lab: Lab, tmp_path: Path) -> None:
+    """With --nodes=1-2 --ntasks-per-node=1, Slurm 22.05 gives one node, however many are free."""
+    for tasks in (1, 2):
+        for option in OPTIONS:
+            launch = ["launch.spares=1", f"launch.ntasks_per_node={tasks}", "launch.cpus_per_task=1"]
+            launch += ["launch.gpus_per_node=2", f"launch.gpu_option={option}"]
+            config = load_config("demo", [*launch, f"output_dir={tmp_path}"])
+            script = TrainingExecutor(config, tmp_path, tmp_path, {}, {}).script()
+            (tmp_path / "script").write_text(script)
+            done = gpu_lab.run("sbatch", "--test-only", str(tmp_path / "script"))
+            assert "on nodes node[1-2]" in done.stderr, f"{tasks} {option}\n{done.stderr}\n{script}"
+
+
 def test_sbatch_refuses_what_the_nodes_do_not_have(gpu_lab: Lab, tmp_path: Path) -> None:
     """So that the test above can fail."""
     for gpus in ("h100:2", "a100:3"):
@@ -65,5 +78,5 @@ def test_sbatch_refuses_what_the_nodes_do_not_have(gpu_lab: Lab, tmp_path: Path)
 
 def test_names_that_the_launcher_refuses_are_names_to_sbatch(gpu_lab: Lab) -> None:
     """Sbatch reads them as the launcher's own options, so they may not pass."""
-    for name in ("--part=low", "--tasks-per-node=1", "--exc=node1", "--dist=cyclic"):
+    for name in ("--part=low", "--tasks-per-node=1", "--exclud=node1", "--dist=cyclic"):
         assert gpu_lab.run("sbatch", "--test-only", name, "--wrap=true").returncode == 0, name
