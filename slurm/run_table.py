@@ -19,7 +19,7 @@ from motionmae.outputs import json_with, output_argument
 from motionmae.runs.formatting import duration
 from motionmae.runs.history import RunState
 from motionmae.runs.summary import RunSummary, summarise_runs
-from motionmae.screen import Table, make_console
+from motionmae.screen import Table, make_console, show
 from motionmae.text import cell, printable, say
 from slurm.job_state import JobRecord
 from slurm.scontrol import queued_jobs
@@ -124,7 +124,7 @@ def _watch(arguments: argparse.Namespace) -> None:
                 time.sleep(arguments.every)
     except KeyboardInterrupt:
         if shown and console.is_terminal:
-            console.print(shown)  # remains after the alternate screen closes
+            show(shown)  # remains after the alternate screen closes
 
 
 def table(runs: Sequence[RunSummary], width: int, now: float | None = None) -> Table:

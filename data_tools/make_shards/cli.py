@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--workers and --timeout must be at least 1")
     frames = FrameSettings(**{item.name: _value(arguments, item.name) for item in fields(FrameSettings)})
     dataset, out = arguments.dataset, arguments.out
-    refuse_inside(out, {"--videos": arguments.videos, "--annotations": arguments.annotations})
+    refuse_inside(out, {"--videos": arguments.videos})
     try:
         split = _read_split(arguments)
         plan = make_plan(dataset, split, frames, arguments.seed, arguments.samples_per_shard)

@@ -284,7 +284,7 @@ def test_an_error_of_ffmpeg_is_of_the_disk_only_if_the_file_cannot_be_read(tmp_p
     def fail(*one, **more):
         raise OSError(errno.EIO, "dead disk")
 
-    monkeypatch.setattr("data_tools.decode.open_video", lambda path: av.error.err_check(-number))
+    monkeypatch.setattr("data_tools.decode.open_video", lambda path, images: av.error.err_check(-number))
     assert refused(path) is QuarantineReason.NOT_A_VIDEO
     monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(UndecodableVideo, match="dead disk") as caught:

@@ -25,8 +25,8 @@ def test_a_folder_beside_the_videos_is_taken(tmp_path: Path):
     (tmp_path / "videos").mkdir()
     refuse_inside(tmp_path / "videos_shards", {"--videos": tmp_path / "videos", "--annotations": None})
     refuse_inside(tmp_path, {"--videos": tmp_path / "videos"})
-    with pytest.raises(UserError, match=r"--out .* lies in --annotations"):
-        refuse_inside(tmp_path / "videos/x", {"--annotations": tmp_path / "videos"})
+    with pytest.raises(UserError, match=r"--out .* lies in the input"):
+        refuse_inside(tmp_path / "videos/x", {"the input": tmp_path / "videos"})
 
 
 def test_the_bar_says_which_time_is_which():

@@ -1,7 +1,6 @@
 """`motionmae runs` as a terminal and as a script see it. tests/slurm_lab asks a real Slurm about the jobs."""
 
 import json
-import shutil
 import time
 from pathlib import Path
 
@@ -63,8 +62,8 @@ def test_what_is_wrong_is_one_sentence(runs: Path, tmp_path: Path, capfd):
     assert "holds no failed run" in capfd.readouterr().out
 
 
-@pytest.mark.skipif(bool(shutil.which("squeue")), reason="asks this machine's Slurm")
-def test_without_slurm_the_files_decide(runs: Path):
+def test_without_slurm_the_files_decide(runs: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "/nowhere")
     for name in ("trains", "mine"):
         JobRecord("slurm", "4711", "log", "code", 1.0).write(runs / name)
     (runs / "sweep/lr1/job.json").write_text("{")

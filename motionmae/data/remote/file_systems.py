@@ -14,7 +14,7 @@ import fsspec
 
 from motionmae.config.data import REMOTE_SCHEMES
 from motionmae.errors import UserError
-from motionmae.text import excerpt
+from motionmae.text import excerpt, get_logger
 
 OBJECT_STORES = ("s3", "gs", "az")
 """Schemes whose files are read by ranges. The others are HTTP."""
@@ -116,7 +116,7 @@ def _google(timeout: float) -> Any:
 
 
 def _azure(timeout: float) -> Any:
-    logging.getLogger("azure").setLevel(logging.WARNING)  # it logs the headers of each request
+    get_logger("azure").setLevel(logging.WARNING)  # it logs the headers of each request
     seconds = max(1, round(timeout))
     options = {"use_listings_cache": False, "skip_instance_cache": True}
     try:

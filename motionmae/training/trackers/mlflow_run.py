@@ -14,7 +14,7 @@ from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import Kind, Row
-from motionmae.text import excerpt
+from motionmae.text import excerpt, get_logger
 from motionmae.training.trackers.base import Tracker, numbers
 
 _ENVIRONMENT = {  # unless the user has set them
@@ -49,7 +49,7 @@ class MLflow(Tracker):
             import mlflow
         except ImportError as error:
             raise UserError("log.mlflow=true needs mlflow: pip install 'motionmae[mlflow]'") from error
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells how it makes its database
+        get_logger("mlflow").setLevel(logging.WARNING)  # it tells how it makes its database
         self._entities, self._folder = mlflow.entities, folder.path
         output = Path(config.output_dir).resolve()
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output / 'mlflow.db'}"

@@ -194,12 +194,11 @@ def test_nothing_usable_is_an_error_each_time(tmp_path, capsys):
     assert not list((tmp_path / "out").glob("*.tar"))
 
 
-def test_shards_may_lie_below_the_videos(tmp_path, capsys):
+def test_shards_must_not_lie_below_the_videos(tmp_path, capsys):
     write_video(tmp_path / "a.mp4", draw_frames(4))
-    for _ in range(2):
-        assert make(tmp_path, tmp_path / "shards") == 0
-    assert manifest(tmp_path / "shards")["samples"] == 1
-    assert "nothing to do" in capsys.readouterr().out
+    assert make(tmp_path, tmp_path / "shards") == 2
+    assert "lies in --videos" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_figures_and_skipped_files_are_reported(videos, tmp_path, capsys):

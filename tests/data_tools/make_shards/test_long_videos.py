@@ -197,7 +197,7 @@ class TestUsers:
         assert seen == set(range(13))
 
     def test_segments_are_not_taken_for_videos(self, made):
-        from motionmae.data.open_shards import check_stored
+        from motionmae.data.open_shards import Sources, check_stored
         from motionmae.data.shards.manifest import check_one_sample_per_video, check_whole
 
         shards = open_reader(made).manifest
@@ -206,7 +206,7 @@ class TestUsers:
                 check(shards, made, "a test")
         data = DataConfig(shards=str(made), sampling="segments")
         with pytest.raises(UserError, match=r"data\.sampling=segments would take for whole videos"):
-            check_stored(shards, data, ClipConfig(frames=8, stride=2), False)
+            check_stored(Sources(data, (shards,)), ClipConfig(frames=8, stride=2), False)
 
 
 def test_a_folder_of_another_length_is_refused(work, capsys):

@@ -69,7 +69,7 @@ class TestReconstructionCallback:
         callback = reconstructions(self.folder(tmp_path), 1)
         callback.on_save(7)
         fields = self.result(callback)
-        assert "is not a run folder, config.yaml is missing" in str(fields["error"])
+        assert "is not a run folder" in str(fields["error"])
 
     def test_a_read_only_folder_and_an_unknown_file_name_are_harmless(self, tmp_path: Path):
         folder = self.folder(tmp_path)
