@@ -105,7 +105,9 @@ class Supervisor:
                 end(self.idle(step))
             if failure is None and step.status is None:
                 await self.wait()
-        if failure is None and step.status == 0:
+        # srun also reports the processes of a former standby step that were on a lost node and never trained
+        finished = assigned and all(member.status == 0 for member in self.members(step))
+        if failure is None and (step.status == 0 or finished):
             await self.dismiss()
             return None
         self.discard(step)
