@@ -43,18 +43,18 @@ def name_file() -> Iterator[None]:
         raise UserError(f"{name} cannot be read or written ({error.strerror}): {remedy}") from error
 
 
-def refuse_inside(out: Path, inputs: Mapping[str, Path | None]) -> None:
+def refuse_inside(out: Path, inputs: Mapping[str, Path | None], option: str = "--out") -> None:
     """Raise UserError if ``out``, after links are resolved, is one of the input folders, or lies in one.
 
-    ``inputs`` has the option that names each folder. What a tool writes would mix with the user's files, and the next
-    run would take it for input.
+    ``option`` names ``out``, and the keys of ``inputs`` name the folders. What a tool writes would mix with the user's
+    files, and the next run would take it for input.
     """
     target = out.resolve()
-    for option, folder in inputs.items():
+    for name, folder in inputs.items():
         if folder is not None and folder.is_dir() and target.is_relative_to(folder.resolve()):
             where = "is" if target == folder.resolve() else "lies in"
             raise UserError(
-                f"--out {out} {where} {option} {folder}, and would mix with its files: choose a folder beside it"
+                f"{option} {out} {where} {name} {folder}, and would mix with its files: choose a folder beside it"
             )
 
 

@@ -111,7 +111,8 @@ def is_long(survey: Survey) -> bool:
 
 def _choose_model(survey: Survey, machine: Machine) -> list[Choice]:
     if not machine.gpus:
-        return []
+        why = "as in VideoMAE: transformers loads an export; learnable learns a little more in a short run"
+        return [Choice("model.pos_embed", "sinusoidal", why)]
     videos = len(survey.train.videos)
     if videos >= 50_000 and machine.gigabytes >= 20:
         return [Choice("model.size", "vit_b", f"{videos} videos can train it")]

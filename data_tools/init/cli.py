@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from data_tools.init.survey import Machine, Part, Survey, look_at_machine, look_at_videos
-from data_tools.reporting import name_file
+from data_tools.reporting import name_file, refuse_inside
 from motionmae.commands.app import Command
 from motionmae.config.text_types import run_name
 from motionmae.errors import UserError
@@ -29,7 +29,9 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("videos", type=Path, metavar="DIR", help="folder of the videos, in any layout")
     parser.add_argument("--name", help="name of the run and of the files (default: that of the folder)")
-    parser.add_argument("--data", metavar="DIR", help="folder for the shards (default: data/NAME)")
+    parser.add_argument(
+        "--data", metavar="DIR", help="folder for the shards (default: data/NAME; it must not lie in DIR)"
+    )
 
 
 @name_file()
@@ -39,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     videos: Path = arguments.videos
     name = _name_of(arguments.name, videos)
-    data = (arguments.data or f"data/{name}").rstrip("/")
+    data = _shards_folder(arguments.data, name, videos)
     files = {kind: Path(f"{kind}{name}.yaml") for kind in ("", "finetune_")}
     lists = {split: Path(f"{name}_{split}.csv") for split in ("train", "val")}
     refuse_existing([*files.values(), *lists.values()])
@@ -77,6 +79,17 @@ def _name_of(given: str | None, videos: Path) -> str:
         return run_name(name)
     except ValueError as error:
         raise UserError(f"--name {name} is not possible: {error}") from None
+
+
+def _shards_folder(given: str | None, name: str, videos: Path) -> str:
+    """Return a folder for the shards, outside of the videos. Raise UserError if there is none."""
+    if given:
+        refuse_inside(Path(given), {"the folder of videos": videos}, option="--data")
+        return given.rstrip("/")
+    for folder in (f"data/{name}", f"data/{name}_shards", f"../{name}_shards"):
+        if not Path(folder).resolve().is_relative_to(videos.resolve()):
+            return folder
+    raise UserError(f"shards must not lie in the folder of videos {videos}: give another folder with --data")
 
 
 def _describe(videos: Path, survey: Survey, machine: Machine) -> str:
@@ -119,6 +132,10 @@ def _commands(
     if classifies:
         commands.append(f"{many} finetune --config finetune_{name}.yaml")
         commands += [f"motionmae test runs/finetune_{name}"] if survey.held_out else []
+        parts = (survey.held_out, survey.train)
+        example = next(video.path for part in parts if part for video in part.videos if video.path)
+        commands.append(shlex.join(["motionmae", "predict", f"runs/finetune_{name}", str(example)]))
+        commands.append(f"motionmae export runs/finetune_{name} --format hf --out {name}_hf")
     return commands
 
 

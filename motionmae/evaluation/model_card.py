@@ -77,9 +77,9 @@ def model_card(exported: Exported, kind: str, name: str = "FOLDER") -> str:
         _front_matter(exported, kind),
         f"# {plain(config.name or name)}: {model} (MotionMAE, {config.model.size})",
         exported.note,
-        f"- {trained}the run `{config.name}` (task {config.task}, seed {config.seed})",
-        f"- data: `{shards}`",
-        f"- code: {plain(exported.commit) or 'not recorded'}",
+        f"- {trained}the run `{config.name}` (task {config.task}, seed {config.seed})\n"
+        f"- data: `{shards}`\n"
+        f"- code: {plain(exported.commit) or 'not recorded'}\n"
         f"- input: {config.clip.frames} frames of {config.clip.size} x {config.clip.size} pixels with a stride of "
         f"{config.clip.stride} video frames, normalised by ImageNet's mean and standard deviation",
         f"## Licence\n\n{_licence(exported)}",
@@ -104,7 +104,8 @@ def _front_matter(exported: Exported, kind: str) -> str:
 
 
 def _licence(exported: Exported) -> str:
-    init = exported.config.finetune.init if exported.config.task == "finetune" else "scratch"
+    config = exported.config
+    init = config.finetune.init if config.task == "finetune" else config.pretrain.init
     text = f"`{exported.license}`. The licence of the videos that the model was trained on may limit its use further."
     return text if init == "scratch" else f"{text} It was trained from `{plain(init)}`, whose licence applies as well."
 

@@ -36,7 +36,9 @@ def test_its_commands_run_as_printed(folder: Path, capsys: pytest.CaptureFixture
     assert main(["init", str(folder)]) == 0
     printed = capsys.readouterr().out
     commands = [shlex.split(line)[1:] for line in printed.splitlines() if line.startswith("  motionmae")]
-    assert [command[0] for command in commands] == ["shards", "shards", "pretrain", "report", "finetune", "test"]
+    assert [command[0] for command in commands] == [
+        "shards", "shards", "pretrain", "report", "finetune", "test", "predict", "export",
+    ]  # fmt: skip
     for command in commands[:2]:
         assert main([*command, "--workers", "1"]) == 0
     train, held_out = (load_manifest(Path("data/my_videos") / split) for split in ("train", "val"))
@@ -135,3 +137,23 @@ def test_wrong_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         assert words in error
         assert error.count("\n") == 1
     assert main(["init", str(tmp_path / "one"), "--name", "../x"]) == 2
+
+
+def test_shards_never_lie_in_the_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    mine = make_videos(Path("data/mine"), {"a": 3, "b": 3})
+    (tmp_path / "work").mkdir()
+    for where, videos, out in ((tmp_path, mine, "data/mine_shards"), (tmp_path, Path("data"), "../data_shards"),
+                               (tmp_path / "data/mine", Path(), "../mine_shards")):  # fmt: skip
+        monkeypatch.chdir(where)
+        assert main(["init", str(videos)]) == 0
+        commands = [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines() if "shards make" in line]
+        assert [command[command.index("--out") + 1] for command in commands] == [f"{out}/train", f"{out}/val"]
+        assert main([*commands[0], "--workers", "1"]) == 0
+        capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "data", "--name", "other", "--data", "data/shards"]) == 2
+    assert "--data data/shards lies in the folder of videos data" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path / "work")
+    assert main(["init", "..", "--name", "other"]) == 2
+    assert "give another folder with --data" in capsys.readouterr().err
