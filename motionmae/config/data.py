@@ -152,7 +152,7 @@ class DataConfig(Section):
             raise refusal("data.shards", self.location, f"{twice} is listed twice; list it once, with a larger weight")
         weighted, passing = ([bool(getattr(one, key)) for one in self.sources] for key in ("weight", "passes"))
         if (any(weighted) and any(passing)) or any(any(given) and not all(given) for given in (weighted, passing)):
-            allowed = "give every folder a positive weight, or every folder positive passes, or none of them either"
+            allowed = "give every folder a positive weight, or every folder positive passes, or neither to any"
             raise refusal("data.shards", self.location, allowed)
         if self.mixture_temperature != 1 and (any(weighted) or any(passing)):
             allowed = "weights and passes say the shares already; leave the temperature at 1"

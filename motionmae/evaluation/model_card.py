@@ -80,8 +80,8 @@ def model_card(exported: Exported, kind: str, name: str = "FOLDER") -> str:
         f"- {trained}the run `{config.name}` (task {config.task}, seed {config.seed})\n"
         f"- data: `{shards}`\n"
         f"- code: {plain(exported.commit) or 'not recorded'}\n"
-        f"- input: {config.clip.frames} frames of {config.clip.size} x {config.clip.size} pixels with a stride of "
-        f"{config.clip.stride} video frames, normalised by ImageNet's mean and standard deviation",
+        f"- input: {config.clip.frames} frames of {config.clip.size} x {config.clip.size} pixels, {_spacing(config)}, "
+        f"normalised by ImageNet's mean and standard deviation",
         f"## Licence\n\n{_licence(exported)}",
         f"## Accuracy\n\n{_accuracy(exported)}" if classes else "",
         f"## Use\n\n{_snippet(exported, kind, name)}",
@@ -122,10 +122,16 @@ def _accuracy(exported: Exported) -> str:
     )
     protocol = (
         f"The prediction for a video is the mean of the softmax outputs of its clips x crops views "
-        f"(`data.sampling={exported.config.data.sampling}`, frames {exported.config.clip.stride} apart, short side "
+        f"(`data.sampling={exported.config.data.sampling}`, {_spacing(exported.config)}, short side "
         f"{exported.config.clip.size} pixels). Videos that could not be read do not count."
     )
     return "\n".join([table, *rows]) + f"\n\n{protocol}"
+
+
+def _spacing(config: Config) -> str:
+    if config.data.sampling == "segments":
+        return f"one from each of {config.clip.frames} equal parts of the video"
+    return f"with a stride of {config.clip.stride} video frames"
 
 
 def _classes(names: Sequence[str]) -> str:
@@ -178,6 +184,14 @@ for number in scores.argsort(descending=True)[:3].tolist():
         end = "    tokens = model.videomae(**inputs).last_hidden_state\nprint(tokens.mean(1).shape)\n"
     else:
         end = "    tokens = model(**inputs).last_hidden_state\nprint(tokens.mean(1).shape)\n"
+    if exported.config.data.sampling == "segments":
+        clip_code = (
+            f"\nclip = [frames[int((part + 0.5) * len(frames) / {clip.frames})] for part in range({clip.frames})]"
+        )
+    else:
+        clip_code = f"""[::{clip.stride}]
+start = max(0, len(frames) - {clip.frames}) // 2
+clip = [frames[min(start + number, len(frames) - 1)] for number in range({clip.frames})]"""
     return f"""\
 import av
 import torch
@@ -186,9 +200,7 @@ from transformers import {model}, VideoMAEImageProcessor
 model = {model}.from_pretrained({_quoted(name)}).eval()
 processor = VideoMAEImageProcessor.from_pretrained({_quoted(name)})
 with av.open("clip.mp4") as video:
-    frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)][::{clip.stride}]
-start = max(0, len(frames) - {clip.frames}) // 2
-clip = [frames[min(start + number, len(frames) - 1)] for number in range({clip.frames})]
+    frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]{clip_code}
 inputs = processor(clip, return_tensors="pt")
 with torch.no_grad():
 {end}"""

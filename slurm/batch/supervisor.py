@@ -105,10 +105,16 @@ class Supervisor:
                 end(self.idle(step))
             if failure is None and step.status is None:
                 await self.wait()
-        if failure is None and step.status == 0:
+        # srun also reports the processes of a former standby step that were on a lost node and never trained
+        finished = assigned and all(member.status == 0 for member in self.members(step))
+        # with --no-kill, srun ends with 0 when Slurm has taken all of its nodes, whatever their ranks do
+        taken = any("Node failure on" in line for line in step.lines)
+        if failure is None and (finished or (step.status == 0 and not taken)):
             await self.dismiss()
             return None
         self.discard(step)
+        if failure is None and step.status == 0:
+            failure = Failure(EndReason.NODE_DOWN, next(iter(nodes)), EndReason.NODE_DOWN.exit_code)
         return failure or find_failure(step.lines)
 
     async def failure(self, step: Step) -> Failure | None:

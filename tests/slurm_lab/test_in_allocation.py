@@ -134,14 +134,30 @@ def ready(process: Path) -> bool:
 SCENARIOS = (uninterrupted, ranks_with_standby, ranks_without_standby, spare, fewer_nodes, batch_host)
 
 
+LONG = {"ranks_without_standby", "fewer_nodes", "batch_host"}
+"""Left out by CI, like the chaos: all scenarios together take ten minutes on two busy cores."""
+
+
+def _named(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=[pytest.mark.chaos] if name in LONG else []) for name in names]
+    )
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[RunResult]]]:
-    """All runs; a test waits for its own run."""
+def results(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[RunResult]]]:
+    """The runs of the selected tests; a test waits for its own run."""
+    own = [item for item in request.session.items if item.path == request.path and isinstance(item, pytest.Function)]
+    wanted = {"uninterrupted", *(item.callspec.params["name"] for item in own if hasattr(item, "callspec"))}
     folder = tmp_path_factory.mktemp("in_allocation")
     shards = make_shards(folder / "shards", samples=12)
     with ThreadPoolExecutor(int(os.environ.get("LAB_CONCURRENT", "2"))) as pool:
         futures = {
-            scenario.__name__: pool.submit(scenario, folder / scenario.__name__, shards) for scenario in SCENARIOS
+            scenario.__name__: pool.submit(scenario, folder / scenario.__name__, shards)
+            for scenario in SCENARIOS
+            if scenario.__name__ in wanted
         }
         yield futures
     if file := os.environ.get("SURVIVAL_JSON"):
@@ -149,27 +165,30 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futu
         Path(file).write_text(json.dumps(costs, indent=1))
 
 
-@pytest.mark.parametrize("name", [s.__name__ for s in SCENARIOS if s not in (uninterrupted, fewer_nodes)])
+@_named("ranks_with_standby", "ranks_without_standby", "spare", "batch_host")
 def test_the_weights_are_bitwise_those_of_an_undisturbed_run(name: str, results: dict[str, Future[RunResult]]) -> None:
     reference, result = results["uninterrupted"].result(), results[name].result()
     assert result.losses == reference.losses
     assert all(np.array_equal(result.tensors[key], value) for key, value in reference.tensors.items())
 
 
-@pytest.mark.parametrize("name", ["ranks_with_standby", "ranks_without_standby", "spare", "fewer_nodes"])
+@_named("ranks_with_standby", "ranks_without_standby", "spare", "fewer_nodes")
 def test_the_allocation_is_kept(name: str, results: dict[str, Future[RunResult]]) -> None:
     assert results[name].result().printed["restarts"] == "0"
 
 
-def test_the_spare_has_taken_over(results: dict[str, Future[RunResult]]) -> None:
-    assert "node3" in results["spare"].result().printed["nodes"].split()
+@_named("spare")
+def test_the_spare_has_taken_over(name: str, results: dict[str, Future[RunResult]]) -> None:
+    assert "node3" in results[name].result().printed["nodes"].split()
 
 
-def test_fewer_nodes_train_on(results: dict[str, Future[RunResult]]) -> None:
-    reference, result = results["uninterrupted"].result(), results["fewer_nodes"].result()
+@_named("fewer_nodes")
+def test_fewer_nodes_train_on(name: str, results: dict[str, Future[RunResult]]) -> None:
+    reference, result = results["uninterrupted"].result(), results[name].result()
     assert len(result.printed["nodes"].split()) == 1
     np.testing.assert_allclose(result.losses, reference.losses, rtol=1e-4)
 
 
-def test_a_lost_batch_host_queues_the_job_again(results: dict[str, Future[RunResult]]) -> None:
-    assert results["batch_host"].result().printed["restarts"] == "1"
+@_named("batch_host")
+def test_a_lost_batch_host_queues_the_job_again(name: str, results: dict[str, Future[RunResult]]) -> None:
+    assert results[name].result().printed["restarts"] == "1"

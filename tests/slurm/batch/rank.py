@@ -1,7 +1,7 @@
 """A rank without torch: it joins the roll call like a training rank, and then acts as the test has written.
 
-``acts.json`` in the folder of the test: for each start a map of rank to ``finish``, ``exit N``, ``die N``, ``kill`` or
-``wait``. ``exit`` announces the status, ``die`` does not.
+``acts.json`` in the folder of the test: for each start a map of rank to ``finish``, ``finish N``, ``exit N``,
+``die N``, ``kill`` or ``wait``. ``exit`` announces the status, ``die`` does not; ``finish N`` announces success.
 """
 
 import json
@@ -42,5 +42,6 @@ elif act == "exit":
     sys.exit(int(number))
 elif act == "finish":
     membership.leave(0)
+    os._exit(int(number or 0))
 else:
     time.sleep(60)

@@ -95,6 +95,13 @@ def test_a_run_that_finishes_is_one_attempt(job: Callable[..., Job]) -> None:
     ]
 
 
+def test_a_run_is_over_when_all_ranks_say_so_whatever_srun_reports(job: Callable[..., Job]) -> None:
+    """A real srun reports a task on a node that was lost as killed, also if only its spare trained."""
+    done = job([{"0": "finish", "1": "finish 137"}])
+    assert done.end()[0] == 0
+    assert done.failures() == []
+
+
 def test_a_killed_rank_is_replaced_inside_the_allocation(job: Callable[..., Job]) -> None:
     killed = job([{"1": "kill"}, FINISH])
     status, log = killed.end()
