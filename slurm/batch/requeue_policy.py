@@ -34,6 +34,8 @@ from slurm.scontrol import JobState
 
 CONTROLLER_PAUSE = 2.0
 """Seconds between two questions to a controller that does not answer."""
+REQUEUED_STATUS = 255
+"""Exit status of a rank after submitit has asked Slurm to requeue the job."""
 FIRST_PAUSE = 60
 """Seconds before the second retry."""
 
@@ -64,7 +66,10 @@ class RequeuePolicy:
                 return []
             time.sleep(CONTROLLER_PAUSE)
             job = scontrol.show_job(self.attempt.job)
-        if job is not None and (job.name != "RUNNING" or job.restarts != self.attempt.restart):
+        if failure.status == REQUEUED_STATUS and self.is_running(job):  # Slurm is about to carry it out
+            time.sleep(CONTROLLER_PAUSE)
+            job = scontrol.show_job(self.attempt.job)
+        if job is not None and not self.is_running(job):
             self.close_if_cancelled(job)
             return []
         if failure.reason is EndReason.PREEMPTED:  # rank 0 could not requeue the job
@@ -74,6 +79,10 @@ class RequeuePolicy:
             self.chain.close()
             return []
         return self.retry(failure, lambda: self.nodes_here(job, lost, counts))
+
+    def is_running(self, job: JobState | None) -> bool:
+        """Return whether the job still runs this attempt, and is neither cancelled nor requeued."""
+        return job is not None and job.name == "RUNNING" and job.restarts == self.attempt.restart
 
     def close_if_cancelled(self, job: JobState) -> None:
         """End the chain of a job that a person cancelled."""

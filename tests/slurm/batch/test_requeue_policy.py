@@ -41,6 +41,14 @@ def test_a_batch_host_that_is_cut_off_blames_no_other_node(tmp_path: Path, answe
     assert not (tmp_path / "attempts.jsonl").exists()
 
 
+def test_a_requeue_by_rank_0_is_no_failure(tmp_path: Path, answers: list[JobState | None]) -> None:
+    """The supervisor hears of the end of rank 0 before Slurm has carried out the requeue."""
+    answers += [_running(), JobState("PENDING", restarts=1)]
+    policy = RequeuePolicy(RunFolder(tmp_path), Attempt(job="7", restart=0), 5)
+    assert policy.decide(Failure(EndReason.CRASHED, status=255), (), [2]) == []
+    assert not (tmp_path / "attempts.jsonl").exists()
+
+
 def test_a_lost_node_is_left_out(tmp_path: Path, answers: list[JobState | None]) -> None:
     answers += [None, _running()]
     assert _decide(tmp_path, {"node2"}) == ["node1", "node3"]
