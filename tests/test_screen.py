@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from motionmae.__main__ import main
-from motionmae.commands import app, davis, report, test
+from motionmae.commands import app, davis, predict, report, test
 from motionmae.commands.doctor import gpu
 from motionmae.config import load_config
 from motionmae.errors import UserError
@@ -115,7 +115,19 @@ def hostile_run(tmp_path: Path) -> Path:
 
 def test_watch(hostile_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["watch", str(hostile_run), "--once"]) == 0
-    assert_safe(capsys.readouterr().out, "ranks on " + SHOWN, SHOWN[:60])
+    assert_safe(capsys.readouterr().out, "rank on " + SHOWN, SHOWN[:60])
+
+
+def test_runs(hostile_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(hostile_run.parent)]) == 0
+    captured = capsys.readouterr()
+    assert_safe(captured.out + captured.err, "failed")
+
+
+def test_predict(capsys: pytest.CaptureFixture[str]) -> None:
+    scored = {"video": HOSTILE, "classes": [{"score": 0.5, "class": HOSTILE}]}
+    predict._print([scored, {"video": HOSTILE, "classes": [], "problem": HOSTILE}], timeline=False)
+    assert_safe(capsys.readouterr().out, SHOWN, "not read: " + SHOWN)
 
 
 def test_report(hostile_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,9 +208,14 @@ def test_findings_of_the_checks_of_a_gpu(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_every_module_that_prints_tables_is_tried_here() -> None:
     """A new table needs a test here, or a table with text of its own alone needs a place in ``own``."""
-    own = {"motionmae/commands/doctor/data.py", "slurm/demo.py"}
-    tried = {f"motionmae/commands/{name}.py" for name in ("checkpoints", "davis", "plan", "report", "test")}
-    tried |= {"data_tools/stats/__init__.py", "monitoring/watch.py", "motionmae/commands/doctor/gpu.py"}
+    own = {"motionmae/commands/doctor/data.py", "motionmae/planning/goodput_report.py", "slurm/demo.py"}
+    tried = {f"motionmae/commands/{name}.py" for name in ("checkpoints", "davis", "plan", "predict", "report", "test")}
+    tried |= {
+        "data_tools/stats/__init__.py",
+        "monitoring/watch.py",
+        "motionmae/commands/doctor/gpu.py",
+        "slurm/run_table.py",
+    }
     found = set()
     for package in ("motionmae", "data_tools", "monitoring", "slurm"):
         for path in (ROOT / package).rglob("*.py"):

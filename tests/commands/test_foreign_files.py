@@ -38,7 +38,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shards = make_shards(folder / "shards", shards=1, samples=6, classes=2)
     make_shards(folder / "more", shards=1, samples=4, classes=2)
     random = np.random.default_rng(0)
-    for number in range(2):
+    for number in range(3):
         (folder / "videos").mkdir(exist_ok=True)
         pictures = random.integers(0, 255, (12, 48, 64, 3), np.uint8)
         write_mp4(folder / "videos" / f"{number}.mp4", iter(pictures), 10)
@@ -84,6 +84,7 @@ LINES = {
     "shards merge": "{world}/shards {world}/more --out {out}/merged",
     "shards beton": "{world}/shards --out {out}/clips.beton",
     "shards toy": "--train 1 --val 1 --size 32 --workers 1 --out {out}/toy",
+    "init": "{world}/videos --name own --data {out}/own",
     "config list": "",
     "config show": "tiny_toy",
     "config diff": "tiny_toy tiny_toy",
@@ -115,10 +116,10 @@ case "$*" in *--parsable*) echo 7;; *) echo Submitted batch job 7;; esac
 """
 OUTPUTS = {"out", "json", "picture", "csv"}
 INPUTS = {"videos", "annotations", "shards", "folder", "folders", "davis", "evaluate_only", "video", "site", "history",
-          "classes"}  # fmt: skip
+          "classes", "data"}  # fmt: skip
 """Names of all arguments that are paths."""
 
-REFUSED_AGAIN = {"shards merge", "submit"}
+REFUSED_AGAIN = {"shards merge", "submit", "init"}
 """Commands that refuse to run again on their own results."""
 
 each_command = pytest.mark.parametrize(

@@ -46,4 +46,4 @@ def test_all_examples_that_need_no_download_run_in_the_printed_order(tmp_path):
 
 def test_the_examples_of_data_sets_that_must_be_downloaded_parse():
     datasets = {app.parse(command)[1].dataset for command in examples("make") if command[1] == "make"}
-    assert datasets == {"k400", "ssv2", "ucf101", "hmdb51", "folder"}
+    assert datasets == {"k400", "ssv2", "ucf101", "hmdb51", "folder", "webdataset"}

@@ -181,7 +181,7 @@ class TestSizeLimit:
         command = ["ffmpeg", "-nostdin", "-v", "error", "-i", path, "-c", "copy", "-live", "1", live]
         subprocess.run(command, check=True)
         count = decode._count_packets
-        monkeypatch.setattr(decode, "_count_packets", lambda path, _: count(path, lambda: None))
+        monkeypatch.setattr(decode, "_count_packets", lambda path, _, images: count(path, lambda: None, images))
         frames, message = self.find(live, monkeypatch, 0.4)
         assert frames <= 80
         assert "its 450 frames would take about" in message

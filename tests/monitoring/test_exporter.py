@@ -44,7 +44,9 @@ def feed(run: FedRun) -> None:
     """Two ranks' steps 1 to 4, with everything that training can announce."""
     run.event(Kind.READY, 0, total_steps=10)
     for step in (1, 2, 3, 4):
-        run.metrics(step)
+        run.metrics(step, **{"source_samples/toy": 2 * step})
+    explained = {"explained_space": 0.4, "explained_time": 0.1, "loss": 1.5, "loss_space": 0.5, "loss_time": 1.0}
+    run.event(Kind.VALIDATION, 3, **explained, seconds=2.5, is_best=True, top1=25.0, top5=75.0, knn=50.0)
     run.event(Kind.CHECKPOINT, 4, path="step4", bytes=1000, seconds=3.0, blocking=1.0)
     run.event(Kind.NONFINITE, 4, cause="loss")
     run.event(Kind.CORRUPT_SAMPLE, 4, reasons={"decode": 2})
@@ -70,6 +72,12 @@ def test_the_exporter_exposes_exactly_the_defined_metrics(tmp_path: Path):
         assert value("eta_seconds") == 3.0
         assert value("loss", component="space") == 0.25
         assert value("clips_total") == 32
+        assert value("source_samples_total", source="toy") == 8
+        assert value("validation_loss", component="total") == 1.5
+        assert value("validation_explained_ratio", head="time") == 0.1
+        assert value("validation_accuracy_ratio", by="top1") == 0.25
+        assert value("validation_best_step") == value("validation_last_step") == 3
+        assert value("validation_duration_seconds") == 2.5
         assert value("flops_total") == 32e9
         assert value("mfu_ratio") == pytest.approx(16e9 / 2e12)
         assert value("phase_seconds_total", rank="1", phase="forward") == 1.0

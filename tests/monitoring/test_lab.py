@@ -54,9 +54,10 @@ def _stopped_rank(folder: Path) -> Iterator[None]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().decode(errors="replace").split("\0")
+            name = (path.parent / "comm").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if "python" in Path(words[0]).name and "submitit.core._submit" in words[:4] and str(folder) in "".join(words):
+        if name.startswith("rank") and "submitit.core._submit" in words[:4] and str(folder) in "".join(words):
             ranks.append(int(path.parent.name))
     assert len(ranks) == 4, ranks
     os.kill(ranks[-1], signal.SIGSTOP)

@@ -101,7 +101,7 @@ def test_the_figures_are_those_of_the_test_command_and_the_best_is_kept_and_foun
     assert (run / "validation/step-00000009.png").read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
     assert main(["checkpoints", str(run)]) == 0
-    assert "best by validation" in " ".join(capsys.readouterr().out.split())
+    assert "best by validation" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 def test_a_stop_in_a_validation_leaves_it_to_the_next_attempt(
