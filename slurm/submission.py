@@ -14,10 +14,10 @@ from submitit.core.utils import FailedJobError
 
 from motionmae.commands import app
 from motionmae.config import Config, absolute_paths, config_yaml, load_config, refuse_unused
-from motionmae.config.schema import accumulation_steps, steps_per_epoch
+from motionmae.config.schema import accumulation_steps
 from motionmae.config.site import DEFAULT, Site, load_site
-from motionmae.data.held_out.shards import check_held_out
-from motionmae.data.open_shards import check_node_file, load_sources
+from motionmae.data.held_out import shards as held_out
+from motionmae.data.open_shards import check_node_file
 from motionmae.data.remote.download import UnreachableError
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
@@ -168,13 +168,11 @@ def check_inputs(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def check_shards(config: Config) -> None:
-    """Raise UserError if ``data.shards`` is missing, damaged or too small, or ``validation`` has unfit shards."""
+    """Raise UserError if the shards do not fit the run, or say that this machine cannot reach them."""
     data = config.data
     quick = data.model_copy(update={"remote_retries": 1, "remote_timeout": min(data.remote_timeout, 10)})
     try:
-        sources, ranks = load_sources(quick), config.launch.nodes * config.launch.ntasks_per_node
-        steps_per_epoch(config, sources.epoch_samples, ranks)
-        check_held_out(config.updated({"data": quick}), sources.manifest.class_names)
+        held_out.check_shards(config.updated({"data": quick}), config.launch.nodes * config.launch.ntasks_per_node)
     except UnreachableError as error:
         say(f"note: this machine cannot reach the shards, but the nodes may: {error}")
 

@@ -14,8 +14,7 @@ from motionmae.checkpointing import sharded
 from motionmae.checkpointing.memory_copies import MemoryCopies
 from motionmae.config import Config, load_config, save_config
 from motionmae.config.resume import check_same_run
-from motionmae.config.schema import steps_per_epoch
-from motionmae.data.held_out.shards import check_held_out
+from motionmae.data.held_out.shards import check_shards
 from motionmae.data.loader import ClipLoader, check_same_stream, stream_identity
 from motionmae.data.mixture.sources import Sources
 from motionmae.data.open_shards import load_sources
@@ -200,9 +199,7 @@ def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Con
     ignored. A run without a checkpoint may start again with other settings, unless one of its attempts is in progress.
     """
     folder.refuse_foreign()
-    sources = load_sources(config.data)
-    steps_per_epoch(config, sources.epoch_samples, ranks)
-    check_held_out(config, sources.manifest.class_names)
+    sources = check_shards(config, ranks)
     saved = next(filter(None, map(_read_settings, reversed(store.complete()))), None)
     if saved is None and folder.config.is_file() and current_holder(folder.path):
         running = load_config(str(folder.config))

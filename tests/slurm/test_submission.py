@@ -217,6 +217,17 @@ def test_a_validation_folder_that_cannot_validate_the_run_is_refused(tmp_path: P
         submission.check_shards(small.updated(knn))
 
 
+def test_a_mixture_with_different_classes_is_refused_for_fine_tuning(tmp_path: Path) -> None:
+    two, three = (make_shards(tmp_path / f"{n}", samples=4 * n, classes=n) for n in (2, 3))
+    mixture = load_config("demo", [f"data.shards=[{two}, {three}]", "optim.global_batch_size=8"])
+    small = mixture.updated({"engine.micro_batch_size": 4, "clip.frames": 4, "clip.stride": 1})
+    submission.check_shards(small)  # pre-training needs no classes
+    finetune = small.updated({"task": "finetune"})
+    for config in (finetune, finetune.updated({"validation.shards": str(two)})):
+        with pytest.raises(UserError, match=r"2 and 3 of data\.shards have different classes \(2 and 3\)"):
+            submission.check_shards(config)
+
+
 def test_a_beton_that_is_missing_is_refused_or_on_slurm_looked_for_by_the_nodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

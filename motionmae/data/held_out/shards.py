@@ -1,12 +1,13 @@
-"""Held-out shards: their classes by the names of the training classes, and the check before a run."""
+"""Held-out shards: their classes by the names of the training classes, and the check of all shards before a run."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from motionmae.config import Config
+from motionmae.config.schema import steps_per_epoch
 from motionmae.data.clip_sampling import check_windows
 from motionmae.data.mixture.sources import Sources
-from motionmae.data.open_shards import check_stored, load_manifest
+from motionmae.data.open_shards import check_stored, load_manifest, load_sources
 from motionmae.data.remote.download import UnreachableError
 from motionmae.data.shards.manifest import Manifest, check_one_sample_per_video, check_whole
 from motionmae.errors import UserError
@@ -23,11 +24,23 @@ def match_classes(trained: tuple[str, ...], tested: tuple[str, ...], shards: str
     return np.array([trained.index(name) for name in tested], np.int64)
 
 
-def check_held_out(config: Config, class_names: tuple[str, ...]) -> None:
-    """Raise a UserError if the shards of ``config.validation`` cannot validate the run.
+def check_shards(config: Config, ranks: int) -> Sources:
+    """Return the training shards of a run.
 
-    ``class_names`` are those of the training shards.
+    Raises:
+        UserError: they are missing or damaged, are fewer samples than a step takes, or have different classes in a
+            fine-tuning; or the shards of ``config.validation`` cannot validate the run.
+        UnreachableError: a URL could not be read, but a later try may succeed.
     """
+    sources = load_sources(config.data)
+    steps_per_epoch(config, sources.epoch_samples, ranks)
+    if config.task == "finetune":
+        sources.check_classes()
+    _check_held_out(config, sources.manifest.class_names)
+    return sources
+
+
+def _check_held_out(config: Config, class_names: tuple[str, ...]) -> None:
     validation, data = config.validation, config.data
     if not validation.shards:
         return
