@@ -111,7 +111,7 @@ def is_long(survey: Survey) -> bool:
 
 def _choose_model(survey: Survey, machine: Machine) -> list[Choice]:
     if not machine.gpus:
-        why = "as in VideoMAE: transformers loads an export; learnable learns a little more in a short run"
+        why = "only so can transformers load an export; learnable trained better (docs/own_videos.md)"
         return [Choice("model.pos_embed", "sinusoidal", why)]
     videos = len(survey.train.videos)
     if videos >= 50_000 and machine.gigabytes >= 20:
