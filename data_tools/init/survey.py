@@ -21,7 +21,6 @@ from motionmae.data.video.open_video import RefusedFormat, open_video
 from motionmae.data.video.read_video import VIDEO_SUFFIXES
 from motionmae.data.video.video_frames import NoDecoder, NoVideoStream, video_stream
 from motionmae.errors import UserError
-from motionmae.planning.gpus import Gpu, gpu_of_device
 
 PROBED = 32
 """Videos whose frames are counted."""
@@ -68,7 +67,6 @@ class Machine:
 
     cores: int
     gpus: int = 0
-    gpu: Gpu | None = None  # None if there is none, or its name is unknown
     gigabytes: float = 0  # memory of a GPU
     device: str = ""  # name that CUDA reports
 
@@ -80,7 +78,7 @@ def look_at_machine() -> Machine:
     if not torch.cuda.is_available():
         return Machine(cores)
     device = torch.cuda.get_device_properties(0)
-    return Machine(cores, torch.cuda.device_count(), gpu_of_device(device.name), device.total_memory / 1e9, device.name)
+    return Machine(cores, torch.cuda.device_count(), device.total_memory / 1e9, device.name)
 
 
 def look_at_videos(folder: Path) -> Survey:

@@ -97,7 +97,7 @@ def config_of(survey: Survey, machine: Machine, tmp_path: Path) -> tuple[Config,
 @pytest.mark.parametrize("gpus", [1, 3, 8])
 def test_every_size_of_set_and_machine_gets_a_config_that_trains(videos: int, gpu: str, gpus: int, tmp_path: Path):
     card = GPUS[gpu] if gpu else None
-    machine = Machine(16, gpus, card, card.gigabytes, card.part) if card else Machine(2)
+    machine = Machine(16, gpus, card.gigabytes, card.part) if card else Machine(2)
     ranks = machine.gpus or 1
     if videos < 2 * ranks:
         return
@@ -111,7 +111,7 @@ def test_every_size_of_set_and_machine_gets_a_config_that_trains(videos: int, gp
 
 
 def test_strides_by_hand(tmp_path: Path):
-    cpu, gpu = Machine(2), Machine(16, 1, GPUS["a100-80"], 80, "A100")
+    cpu, gpu = Machine(2), Machine(16, 1, 80, "A100")
     # 16 frames over 2.1 s of 30 frames a second are 4 apart, as on Kinetics; of 12 a second 1.6: 2, as on SSv2
     assert config_of(survey_of(99, 300), gpu, tmp_path)[0].clip.stride == 4
     assert config_of(survey_of(99, 300, fps=12), gpu, tmp_path)[0].clip.stride == 2
