@@ -77,8 +77,8 @@ class SingleOrder:
         self._pass = lru_cache(2)(lambda epoch: EpochSampler(counts, seed, epoch, sources.data.shuffle_window_shards))
 
     def draw(self, step: int, offset: int) -> Draw:
-        ((sampler, index),) = self.cursors(step, offset)
-        return Draw(sampler.sample(index), sampler.epoch, index)
+        epoch, index = self._place(step, offset)
+        return Draw(self._pass(epoch).sample(index), epoch, index)
 
     def next_in_window(self, draw: Draw) -> Draw:
         sampler = self.pass_of(0, draw.epoch)
@@ -89,11 +89,16 @@ class SingleOrder:
         return (step * self._batch,)
 
     def cursors(self, step: int, offset: int) -> list[Cursor]:
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        return [Cursor(self.pass_of(0, epoch), step_of_epoch * self._batch + offset)]
+        epoch, index = self._place(step, offset)
+        return [Cursor(self._pass(epoch), index)]
 
     def pass_of(self, source: int, number: int) -> EpochSampler:
         return self._pass(number)
+
+    def _place(self, step: int, offset: int) -> tuple[int, int]:
+        """Return the epoch and the shuffle index in it."""
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        return epoch, step_of_epoch * self._batch + offset
 
 
 class MixtureOrder:
