@@ -23,8 +23,8 @@ from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clip_decoder import ClipDecoder, SampleDecoder, SampleReader
 from motionmae.data.decode_workers import WorkerDecoder
 from motionmae.data.loader import ClipLoader
+from motionmae.data.mixture.sources import Sources
 from motionmae.data.open_shards import open_samples
-from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shards.reader import SampleMeta
 from motionmae.files import output_file
 
@@ -51,12 +51,12 @@ class SlowReader:
         self._reader.close()
 
 
-def _open_one(slow: int, delay: float, data: DataConfig, clip: ClipConfig, manifest: Manifest) -> SampleDecoder:
-    return SampleDecoder(SlowReader(open_samples(data, manifest), slow, delay), data, clip)
+def _open_one(slow: int, delay: float, data: DataConfig, clip: ClipConfig, sources: Sources) -> SampleDecoder:
+    return SampleDecoder(SlowReader(open_samples(data, sources), slow, delay), data, clip)
 
 
-def _open(slow: int, delay: float, data: DataConfig, clip: ClipConfig, manifest: Manifest) -> ClipDecoder:
-    open_one = partial(_open_one, slow, delay, data, clip, manifest)
+def _open(slow: int, delay: float, data: DataConfig, clip: ClipConfig, sources: Sources) -> ClipDecoder:
+    open_one = partial(_open_one, slow, delay, data, clip, sources)
     return WorkerDecoder(open_one, data.workers) if data.workers else open_one()
 
 

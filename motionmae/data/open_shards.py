@@ -91,10 +91,8 @@ def open_reader(
     return ShardReader(cache, manifest, cache.most_open(manifest.shards, open_shards))
 
 
-def open_samples(data: DataConfig, sources: Sources | Manifest | None = None) -> SampleReader:
+def open_samples(data: DataConfig, sources: Sources | None = None) -> SampleReader:
     """Open the samples of a run. Raises UserError if files are missing or do not match the manifests."""
-    if isinstance(sources, Manifest):
-        sources = Sources(data, (sources,))
     sources = sources or load_sources(data)
     if data.beton:
         return BetonReader(node_path(data.beton), sources.manifest)
@@ -104,13 +102,13 @@ def open_samples(data: DataConfig, sources: Sources | Manifest | None = None) ->
     return MixtureReader(sources, readers) if sources.is_mixture else readers[0]
 
 
-def open_decoder(data: DataConfig, clip: ClipConfig, sources: Sources | Manifest) -> ClipDecoder:
+def open_decoder(data: DataConfig, clip: ClipConfig, sources: Sources) -> ClipDecoder:
     """Open the data of a run. Raises UserError if files are missing or do not match the manifests."""
     open_one = partial(_open_sample_decoder, data, clip, sources)
     return WorkerDecoder(open_one, data.workers) if data.workers else open_one()
 
 
-def _open_sample_decoder(data: DataConfig, clip: ClipConfig, sources: Sources | Manifest) -> SampleDecoder:
+def _open_sample_decoder(data: DataConfig, clip: ClipConfig, sources: Sources) -> SampleDecoder:
     return SampleDecoder(open_samples(data, sources), data, clip)
 
 

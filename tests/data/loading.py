@@ -20,8 +20,12 @@ def rows(batch):
 
 def steps(folder, first, number, world=1, **options):
     """The clips of ``number`` steps over all ranks, each step a list in the order of the shuffle indices."""
+    return steps_of([loader(folder, rank=rank, world=world, **options) for rank in range(world)], first, number)
+
+
+def steps_of(loaders, first, number):
+    """The same, of the loaders of all ranks, which are closed."""
     found = [[] for _ in range(number)]
-    loaders = [loader(folder, rank=rank, world=world, **options) for rank in range(world)]
     streams = [one.batches(first) for one in loaders]
     for step in range(number):
         for _ in range(loaders[0].accumulation):

@@ -13,7 +13,7 @@ from motionmae.data.mixture.order import MixtureOrder
 from motionmae.data.mixture.sources import largest_remainders
 from motionmae.data.open_shards import load_sources
 from motionmae.errors import UserError
-from tests.data.loading import CLIP, rows
+from tests.data.loading import CLIP, rows, steps_of
 from tests.data.made_shards import flip_byte, make_shards
 from tests.data.shard_server import serving
 
@@ -36,19 +36,11 @@ def mixed(folders, weights=(3, 1), key="weight", **data):
 
 def load(data, first, number, world=1, micro_batch_size=1):
     """Return the clips of steps over all ranks, each step in the order of its positions."""
-    found = [[] for _ in range(number)]
     loaders = [
         ClipLoader(data, CLIP, seed=3, batch=BATCH, micro_batch_size=micro_batch_size, rank=rank, world=world)
         for rank in range(world)
     ]
-    streams = [one.batches(first) for one in loaders]
-    for step in range(number):
-        for _ in range(loaders[0].accumulation):
-            for stream in streams:
-                found[step] += rows(next(stream))
-    for one in loaders:
-        one.close()
-    return found
+    return steps_of(loaders, first, number)
 
 
 def order_of(data, batch=BATCH, seed=3):
