@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from motionmae.training import nonfinite
 from motionmae.training.callbacks.base import Callback
 from motionmae.training.callbacks.metrics import StepMetrics, StepResult
 from motionmae.training.nonfinite import SkippedStep
+from motionmae.training.resume import damage_logger
 from motionmae.training.save_interval import SaveInterval
 from motionmae.training.state import TrainState, build_schedule, load_validation_record, seed_step
 from motionmae.training.step_timer import StepTimer
@@ -377,11 +377,3 @@ class Trainer:
             saved = "all steps are saved: the same command resumes from here"
             cause = f"the file {self.folder.path / 'stop'}" if reason is EndReason.STOPPED else "a signal"
             self.log(f"stopped by {cause} after step {step}; {unsaved if self.failed_saves else saved}")
-
-
-def damage_logger(events: EventLog, log: Callable[[str], None]) -> Callable[[Path, str], None]:
-    def log_damage(folder: Path, defect: str) -> None:
-        events.event(Kind.CHECKPOINT_DAMAGED, events.last_step, path=folder.name, reason=defect)
-        log(f"checkpoint {folder.name} is damaged ({defect}): trying another copy or the previous checkpoint")
-
-    return log_damage
