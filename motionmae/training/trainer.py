@@ -241,6 +241,9 @@ class Trainer:
         sharded.restore(self.engine, self.rank, checkpoint)
         rollbacks = [*before.rollbacks, before.data_step]
         record = load_validation_record(checkpoint, self.store, self.rank)  # later validations were of skipped weights
+        if self.validator:  # an attempt with other held-out videos may have saved the checkpoint
+            record = record.under(before.validation.protocol)
+        self.former_record = record
         self.state = replace(before, step=checkpoint.step, recently_skipped=[], rollbacks=rollbacks, validation=record)
         self.timer.take()
         name = checkpoint.folder.name
