@@ -73,6 +73,7 @@ class Trainer:
         self.stop_requests = StopRequests(self.signals, self.folder.path, self.rank.is_rank_zero)
         self.failed_saves = 0  # since the last save that succeeded
         self.former_record = self.state.validation  # before the last validation
+        self.unlogged_figures: Row = {}  # of a validation, until the next row of metrics
         self.schedule = build_schedule(self.engine.optimizer, optim, self.loader.steps_per_epoch)
         self.timer = StepTimer.of(self.rank.device)
         self.prefetcher = DevicePrefetcher(self.rank.device)
@@ -109,8 +110,8 @@ class Trainer:
                 continue
             validated = self.validate_if_due(request)
             request = validated.request
-            if self.is_due(self.config.log.every_steps) or request.end or validated.row:
-                self.log_step(result, validated.row)
+            if self.is_due(self.config.log.every_steps) or request.end or self.unlogged_figures:
+                self.log_step(result)
             is_saved_now = self.done or request.end or validated.is_best
             if self.memory_copies.is_due(self.state.step) and not is_saved_now:
                 self.copy_to_memory()  # the best checkpoint is written to disk, and no copy in memory may precede it
@@ -149,6 +150,7 @@ class Trainer:
         self.former_record = self.state.validation
         validated = validator.run(self.state.step, self.state.validation, request, self.stop_requests)
         self.state = replace(self.state, validation=validated.record)
+        self.unlogged_figures = validated.row
         self.timer.enter(Phase.OTHER)
         if self.stopped_early:
             best = validated.record.best
@@ -200,11 +202,15 @@ class Trainer:
         self.timer.enter(Phase.OTHER)
         return StepResult(losses, samples)
 
-    def log_step(self, result: StepResult, validation: Row | None = None) -> None:
-        """Write a row of metrics for the last step, with the figures of its validation. All ranks must call this."""
+    def log_step(self, result: StepResult) -> None:
+        """Write a row of metrics for the last step, with the figures of the last validation if they are new.
+
+        All ranks must call this.
+        """
         self.count_corrupt()
         copies = {"memory_copy_step": self.memory_copies.newest or 0}
-        row = self.metrics.row(self.state, result) | copies | (validation or {})
+        row = self.metrics.row(self.state, result) | copies | self.unlogged_figures
+        self.unlogged_figures = {}
         self.events.metrics(row)
         for callback in self.callbacks:
             callback.on_log(row)
