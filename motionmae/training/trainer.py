@@ -379,7 +379,8 @@ class Trainer:
                     callback.on_train_end(step)
             self.events.event(Kind.FINISH, step)
             newest = self.store.complete()[-1].folder if self.rank.is_rank_zero else None
-            self.log(f"{self.folder.path} is complete after {step} steps; the weights are in {newest}")
+            best = self.state.validation.describe_other_best(step)
+            self.log(f"{self.folder.path} is complete after {step} steps; the weights are in {newest}{best}")
         else:
             self.events.event(Kind.STOP, step, reason=reason)
             unsaved = "the last steps are not saved: the same command resumes from the last checkpoint"

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from motionmae.runs.checkpoint_manifest import Count
 from motionmae.runs.checkpoint_store import CheckpointStore
+from motionmae.runs.formatting import describe_figures
 
 LOWER_IS_BETTER = ("loss",)
 
@@ -46,6 +47,13 @@ class ValidationRecord:
         if self.best is None or self.best.step in [checkpoint.step for checkpoint in store.complete()]:
             return self
         return replace(self, best=None, waited=0)
+
+    def describe_other_best(self, step: int) -> str:
+        """Return the end of a sentence about the weights of ``step``: where better ones are; empty without any."""
+        if self.best is None or self.best.step == step:
+            return ""
+        figure = describe_figures({self.best.metric: self.best.value})
+        return f"; --step best takes those of step {self.best.step}, the best by validation ({figure})"
 
     def under(self, protocol: str) -> "ValidationRecord":
         """Return the record for validations under ``protocol``; another protocol begins a new search for the best."""

@@ -82,3 +82,5 @@ def test_the_best_is_the_highest_accuracy_or_the_lowest_loss_and_the_others_wait
     assert ValidationRecord().after(5, "off", None, 0.0).best is None
     assert falling.under("other shards").best is None
     assert falling.under("").best == falling.best
+    assert falling.describe_other_best(3) == "; --step best takes those of step 2, the best by validation (loss 1.5)"
+    assert falling.describe_other_best(2) == ValidationRecord().describe_other_best(2) == ""
