@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from motionmae.runs.best_checkpoint import Best
 from motionmae.runs.checkpoint_manifest import Count
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.formatting import describe_figures
@@ -10,20 +11,11 @@ LOWER_IS_BETTER = ("loss",)
 
 
 @dataclass(frozen=True)
-class BestSoFar:
-    """Validation whose figure no other validation of the run has exceeded."""
-
-    step: Count
-    metric: str
-    value: float
-
-
-@dataclass(frozen=True)
 class ValidationRecord:
     """Record of the validations up to a step, the same on every rank."""
 
     step: Count = 0  # step of the last validation; 0 before the first one
-    best: BestSoFar | None = None
+    best: Best | None = None
     waited: Count = 0  # validations since the best one
     owed: bool = False  # whether a stop skipped the validation of this step; the next attempt begins with it
     protocol: str = ""  # what the figures depend on; figures of other protocols cannot be compared
@@ -36,7 +28,7 @@ class ValidationRecord:
         is_best = value == value and (self.best is None or self._exceeds(metric, value, self.best.value + gain))
         if not is_best:
             return replace(self, step=step, owed=False, waited=self.waited + 1)
-        return replace(self, step=step, owed=False, best=BestSoFar(step, metric, value), waited=0)
+        return replace(self, step=step, owed=False, best=Best(step, metric, value), waited=0)
 
     @staticmethod
     def _exceeds(metric: str, value: float, limit: float) -> bool:
