@@ -38,7 +38,7 @@ from motionmae.runs.git_revision import git_revision
 from motionmae.runs.lease import Lease, acquire_lease, current_holder
 from motionmae.text import get_logger
 from motionmae.training.callbacks.base import Callback, ProgressLine, SynchronizedGc
-from motionmae.training.callbacks.loggers import TensorBoard
+from motionmae.training.callbacks.loggers import add_loggers
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.callbacks.stalled_heads import StalledHeads
 from motionmae.training.out_of_memory import explain_out_of_memory
@@ -54,10 +54,6 @@ from motionmae.training.resume import (
 )
 from motionmae.training.step_timer import StartupTimer
 from motionmae.training.task import Task
-from motionmae.training.trackers.base import Opener, open_tracker
-from motionmae.training.trackers.mlflow_run import MLflow
-from motionmae.training.trackers.trackio_run import Trackio
-from motionmae.training.trackers.wandb_run import WeightsAndBiases
 from motionmae.training.trainer import Trainer
 from motionmae.training.validation.validator import build_validator
 
@@ -279,20 +275,6 @@ def build_loader(config: Config, task: Task, rank: DistributedContext) -> ClipLo
         labelled=task.needs_labels,
         pinned=rank.device.type == "cuda",
     )
-
-
-def add_loggers(events: EventLog, config: Config, folder: RunFolder, resumed_step: int) -> None:
-    """Add the loggers of ``config.log``, or raise a UserError if a package is not installed."""
-    if config.log.tensorboard:
-        try:
-            events.add(TensorBoard(folder, resumed_step))
-        except OSError as error:
-            logger.warning("TensorBoard files cannot be written (%s); training continues", error)
-    chosen = {"wandb": config.log.wandb != "off", "mlflow": config.log.mlflow, "trackio": config.log.trackio}
-    openers: dict[str, Opener] = {"wandb": WeightsAndBiases, "mlflow": MLflow, "trackio": Trackio}
-    for name, is_on in chosen.items():
-        if is_on and (tracker := open_tracker(name, openers[name], config, folder, resumed_step)):
-            events.add(tracker)
 
 
 def build_engine(
