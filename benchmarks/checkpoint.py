@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
-from benchmarks.script import build_parser, run_script, write_json
+from benchmarks.script import add_config_options, build_parser, run_script, write_json
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer, SaveResult
 from motionmae.config import WatchdogConfig, load_config
 from motionmae.distributed.context import broadcast_object, gather_objects
@@ -28,7 +28,6 @@ from motionmae.distributed.process_group import distributed
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine
-from motionmae.files import output_file
 from motionmae.runs.checkpoint_manifest import Checkpoint
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.lease import acquire_lease
@@ -120,11 +119,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = build_parser(__doc__)
-    parser.add_argument("--config", default="vitb_k400", help="config of model and ZeRO stage (default: vitb_k400)")
+    add_config_options(parser)
     parser.add_argument("--saves", type=int, default=5, help="number of saves after the first (default: 5)")
     parser.add_argument("--folder", type=Path, help="folder for the checkpoints (default: the temporary folder)")
-    parser.add_argument("--json", type=output_file, help="file for the results")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     arguments = parser.parse_args()
     figures = measure(arguments)
     if not figures.pop("first"):

@@ -3,8 +3,8 @@
 The benchmark takes pre-training steps on noise, in windows of equally many steps: without a copy, and with one at the
 beginning of the window. The windows take turns. The difference of the windows' medians is what a copy costs, the stall
 and the work of its thread beside the steps. It prints the shortest interval (`checkpoint.memory_every_steps`) at which
-this cost is below 1 % of the steps. With `--one-machine`, every rank counts as a node
-of its own, so that its share is also sent.
+this cost is below 1 % of the steps. With `--one-machine`, every rank counts as a node of its own, so that its share is
+also sent.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.peers.step import random_batch
-from benchmarks.script import build_parser, run_script, write_json
+from benchmarks.script import add_config_options, build_parser, run_script, write_json
 from motionmae.checkpointing.memory_copies import MemoryCopies
 from motionmae.config import WatchdogConfig, load_config
 from motionmae.data.loader import Batch
@@ -29,7 +29,6 @@ from motionmae.distributed.context import broadcast_object, gather_objects
 from motionmae.distributed.process_group import distributed
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
-from motionmae.files import output_file
 from motionmae.runs import memory_folder
 from motionmae.runs.lease import acquire_lease
 from motionmae.training.pretrain import Pretraining
@@ -94,12 +93,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = build_parser(__doc__)
-    parser.add_argument("--config", default="vitb_k400", help="config of model and ZeRO stage (default: vitb_k400)")
+    add_config_options(parser)
     parser.add_argument("--steps", type=int, default=10, help="steps of a window (default: 10)")
     parser.add_argument("--rounds", type=int, default=5, help="windows of each kind after the first (default: 5)")
     parser.add_argument("--one-machine", action="store_true", help="every rank counts as a node of its own")
-    parser.add_argument("--json", type=output_file, help="file for the results")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     arguments = parser.parse_args()
     figures = measure(arguments)
     if not figures.pop("first"):

@@ -21,6 +21,13 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a benchmark that trains a model: its config, changes to the config, and a file of results."""
+    parser.add_argument("--config", default="vitb_k400", help="config of model and ZeRO stage (default: vitb_k400)")
+    parser.add_argument("--json", type=files.output_file, help="file for the results")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+
+
 def add_videos_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--videos", type=Path, help="folder of videos (default: real footage of installed packages)")
 

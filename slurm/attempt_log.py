@@ -6,7 +6,7 @@ a failed job is retried. Delete the file to use all nodes again.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
 
@@ -59,30 +59,16 @@ class AttemptLog:
 
     def log_start(self, attempt: Attempt, nodes: Sequence[str], launch: int = 1, step_id: int = 0) -> None:
         """Append the start of an attempt: its nodes, the supervisor's number of its job step, and Slurm's."""
-        append_row(
-            self.path,
-            what="start",
-            job=attempt.job,
-            restart=attempt.restart,
-            start=attempt.start,
-            nodes=list(nodes),
-            launch=launch,
-            step_id=step_id,
-        )
+        self._append("start", attempt, nodes=list(nodes), launch=launch, step_id=step_id)
 
     def log_failure(self, attempt: Attempt, reason: EndReason, step: int, node: str = "") -> None:
         """Append the failure of an attempt: ``step`` of the newest checkpoint, and the ``node`` at fault, if known."""
         node = node if _is_node(node) else ""  # from a message of srun; the failure counts without a node, too
-        append_row(
-            self.path,
-            what="failure",
-            job=attempt.job,
-            restart=attempt.restart,
-            start=attempt.start,
-            reason=reason,
-            step=step,
-            node=node,
-        )
+        self._append("failure", attempt, reason=reason, step=step, node=node)
+
+    def _append(self, what: Literal["start", "failure"], attempt: Attempt, **fields: Any) -> None:
+        identity = {"job": attempt.job, "restart": attempt.restart, "start": attempt.start}
+        append_row(self.path, what=what, **identity, **fields)
 
     def last_start(self) -> tuple[Attempt, list[str]] | None:
         """Return the newest attempt and its nodes; None before the first attempt."""

@@ -7,6 +7,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import fill
 
 from motionmae.commands.app import load_command
 from motionmae.commands.table import COMMANDS
@@ -39,7 +40,7 @@ def _commands() -> Iterator[str]:
     for name in COMMANDS:
         parser = load_command(name).fill(argparse.ArgumentParser(prog=f"motionmae {name}"))
         summary = (parser.description or "").strip().partition("\n\n")[0].replace("\n", " ")
-        yield f"## motionmae {name}\n\n{summary}\n\n| argument | meaning |\n|---|---|"
+        yield f"## motionmae {name}\n\n{fill(summary, 120)}\n\n| argument | meaning |\n|---|---|"
         for action in parser._actions:
             if not isinstance(action, argparse._HelpAction):
                 yield f"| `{_usage(action)}` | {_cell(_help(parser, action))} |"
@@ -68,7 +69,7 @@ def _keys() -> Iterator[str]:
 def _section(section: type[Section], prefix: str, fixed: set[str]) -> Iterator[str]:
     """Yield the table of a section's own keys, then the sections in it."""
     if prefix:
-        yield f"## {prefix.removesuffix('.')}\n\n{_cell(section.__doc__)}\n"
+        yield f"## {prefix.removesuffix('.')}\n\n{fill(_cell(section.__doc__), 120)}\n"
     yield "| key | default | meaning |\n|---|---|---|"
     inner: list[tuple[str, type[Section]]] = []
     for name, field in section.model_fields.items():

@@ -117,7 +117,8 @@ def config_from_weights(state: State, hints: Mapping[str, Any]) -> Config:
     width, values = state["encoder.project.weight"].shape
     cube_frames, cube_size = _cube(values, hints)
     frames, size = _hint(hints, "num_frames", 16), _hint(hints, "input_size", 224)
-    if learned := "encoder.pos_embed.table" in state:
+    positions = infer_positions(state)
+    if positions == "learnable":
         frames, size = _clip_of_table(len(state["encoder.pos_embed.table"]), frames, size, cube_frames, cube_size)
     changes: dict[str, Any] = {
         "task": "finetune" if "head.weight" in state else "pretrain",
@@ -126,7 +127,7 @@ def config_from_weights(state: State, hints: Mapping[str, Any]) -> Config:
         "clip.stride": _hint(hints, "sampling_rate", 4),
         "clip.cube_frames": cube_frames,
         "clip.cube_size": cube_size,
-        "model.pos_embed": "learnable" if learned else "sinusoidal",
+        "model.pos_embed": positions,
         "target.kind": "frame",
         **_encoder(width, _depth(state, "encoder."), _HEADS.get(width, max(1, width // 64))),
     }
@@ -136,6 +137,11 @@ def config_from_weights(state: State, hints: Mapping[str, Any]) -> Config:
         _check_mlp(state, "decoders.space.", inner)
         changes |= _decoder(inner, _depth(state, "decoders.space."), _DECODER_HEADS.get(inner, max(1, inner // 64)))
     return Config().updated(changes)
+
+
+def infer_positions(state: State) -> str:
+    """Return ``model.pos_embed`` of weights without a config: other projects' fixed tables are all sinusoidal."""
+    return "learnable" if "encoder.pos_embed.table" in state else "sinusoidal"
 
 
 def _hint(hints: Mapping[str, Any], key: str, default: int) -> int:

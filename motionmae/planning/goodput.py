@@ -104,14 +104,11 @@ class _Run:
     def _lost(self, steps: int, pace: float) -> int:
         """Return the steps that a failure after ``steps`` steps of the attempt loses."""
         conditions = self.conditions
-        interval = conditions.every_steps
         if conditions.memory_every_steps and self.draw.random() < conditions.memory_survives:
-            interval = min(conditions.memory_every_steps, interval)
-            since = (self.step + steps) % interval
-        else:
-            since = (self.step + steps) % interval
-            if since * pace < self.times.save:  # the newest checkpoint was still being written
-                since += interval
+            return min((self.step + steps) % min(conditions.memory_every_steps, conditions.every_steps), steps)
+        since = (self.step + steps) % conditions.every_steps
+        if since * pace < self.times.save:  # the newest checkpoint was still being written
+            since += conditions.every_steps
         return min(since, steps)
 
 

@@ -54,12 +54,10 @@ def report_goodput(config: Config, options: GoodputOptions, given_step: float | 
     """
     rate = _failure_rate(options.failures)
     times, has_history = _times(config, options, given_step)
-    mtbf = (
-        mean_time_between_failures(config.launch.nodes, rate.per_1000_node_days, times)
-        if (rate.per_1000_node_days)
-        else math.inf
-    )
-    best = interval_steps(times, mtbf) if math.isfinite(mtbf) else None
+    mtbf, best = math.inf, None
+    if rate.per_1000_node_days:
+        mtbf = mean_time_between_failures(config.launch.nodes, rate.per_1000_node_days, times)
+        best = interval_steps(times, mtbf)
     configured = config.checkpoint.every_steps
     every = configured if configured != "auto" else best or 10**9
     preemptions = options.preemptions

@@ -49,15 +49,17 @@ def measure_times(history: RunHistory, assumed: RunTimes) -> RunTimes:
     measured |= _mean("copy_stall", copies)
     attempts = history.attempts
     measured |= _mean("restart", (each.ready - each.began for each in attempts if each.ready is not None))
-    pauses = {False: [0.0][:0], True: [0.0][:0]}
+    after_failure: list[float] = []
+    after_save: list[float] = []
     for before, after in pairwise(attempts):
-        pauses[_has_saved(before)].append(max(after.began - before.last_sign, 0.0))
-    measured |= _mean("failure_pause", pauses[False]) | _mean("queue", pauses[True])
+        pauses = after_save if _has_saved(before) else after_failure
+        pauses.append(max(after.began - before.last_sign, 0.0))
+    measured |= _mean("failure_pause", after_failure) | _mean("queue", after_save)
     return replace(
         assumed,
         **measured,
-        failures=len(pauses[False]),
-        interruptions=len(pauses[True]),
+        failures=len(after_failure),
+        interruptions=len(after_save),
         seconds_in_training=sum(each.last_sign - each.ready for each in attempts if each.ready is not None),
         has_saved="stall" in measured,
     )

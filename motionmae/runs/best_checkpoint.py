@@ -1,5 +1,6 @@
 """The best checkpoint of a run by validation, as the newest checkpoint's state.json says. The module needs no torch."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
@@ -11,7 +12,8 @@ from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.end_reason import StorageError
 
 
-class Best(JsonModel, extra="ignore"):
+@dataclass(frozen=True)
+class Best:
     """Validation whose figure no other validation of the run has exceeded."""
 
     step: Count

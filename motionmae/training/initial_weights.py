@@ -10,10 +10,11 @@ from motionmae.checkpointing.load_weights import Weights, load_state, load_state
 from motionmae.config import Config
 from motionmae.errors import UserError
 from motionmae.json_text import InvalidJsonError, JsonModel, load_json
+from motionmae.models.infer_config import infer_positions
 from motionmae.models.motionmae import MotionMAE
+from motionmae.runs.checkpoint_manifest import STATE
 
 EXPORT = "motionmae.json"  # beside exported weights
-STATE = "state.json"  # of a checkpoint
 
 
 class _Model(JsonModel, extra="ignore"):
@@ -88,7 +89,7 @@ def _check_positions(weights: Weights, config: Config) -> None:
     """Raise a UserError if the encoder was trained with other fixed positions, which no shape of a tensor shows."""
     origin, ours = Path(weights.origin), config.model.pos_embed
     files = (origin / STATE, (origin if origin.is_dir() else origin.parent) / EXPORT)
-    theirs = "learnable" if "encoder.pos_embed.table" in weights.state else "sinusoidal"  # those of other projects
+    theirs = infer_positions(weights.state)
     for path in files:
         if path.is_file():
             try:

@@ -4,11 +4,9 @@ import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import replace
 from typing import Any
 
 import torch
-from pydantic import Field
 
 from motionmae.checkpointing import sharded
 from motionmae.checkpointing.memory_copies import MemoryCopies
@@ -30,7 +28,6 @@ from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine, import_deepspeed
 from motionmae.errors import UserError
-from motionmae.json_text import JsonModel
 from motionmae.runs.checkpoint_manifest import Checkpoint
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
@@ -40,39 +37,26 @@ from motionmae.runs.git_revision import git_revision
 from motionmae.runs.lease import Lease, acquire_lease, current_holder
 from motionmae.text import get_logger
 from motionmae.training.callbacks.base import Callback, ProgressLine, SynchronizedGc
-from motionmae.training.callbacks.loggers import TensorBoard
+from motionmae.training.callbacks.loggers import add_loggers
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.callbacks.stalled_heads import StalledHeads
 from motionmae.training.out_of_memory import explain_out_of_memory
 from motionmae.training.pretrain import Pretraining
-from motionmae.training.resume import find_checkpoint
-from motionmae.training.state import TrainState, load_validation_record
+from motionmae.training.resume import (
+    SavedSettings,
+    SavedTask,
+    check_saved,
+    damage_logger,
+    find_checkpoint,
+    is_complete,
+    load_train_state,
+)
 from motionmae.training.step_timer import StartupTimer
 from motionmae.training.task import Task
-from motionmae.training.trackers.base import Opener, open_tracker
-from motionmae.training.trackers.mlflow_run import MLflow
-from motionmae.training.trackers.trackio_run import Trackio
-from motionmae.training.trackers.wandb_run import WeightsAndBiases
-from motionmae.training.trainer import Trainer, damage_logger
-from motionmae.training.validation.validator import build_validator, protocol_of
-from motionmae.training.validation_record import ValidationRecord
+from motionmae.training.trainer import Trainer
+from motionmae.training.validation.validator import build_validator
 
 logger = get_logger(__name__)
-
-
-class _SavedTask(JsonModel, extra="ignore"):
-    """Parts of a checkpoint's state.json, as :meth:`Trainer.checkpoint_metadata` writes them."""
-
-    task: dict[str, Any] = Field(default_factory=dict)
-
-
-class _SavedSettings(_SavedTask):
-    config: dict[str, Any]
-    loader: dict[str, Any]
-
-
-class _SavedTraining(_SavedSettings):
-    trainer: TrainState
 
 
 def run_training(config: Config, *, signals: StopSignals | None = None, sinks: Iterable[Sink] = ()) -> EndReason:
@@ -204,7 +188,7 @@ def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Con
     if saved is None and folder.config.is_file() and current_holder(folder.path):
         running = load_config(str(folder.config))
         identity = _identity(running, load_sources(running.data))
-        saved = _SavedSettings(config=running.model_dump(mode="json"), loader=identity)
+        saved = SavedSettings(config=running.model_dump(mode="json"), loader=identity)
     if saved:
         check_same_run(saved.config, config)
         check_same_stream(saved.loader, _identity(config, sources))
@@ -214,9 +198,9 @@ def _identity(config: Config, sources: Sources) -> dict[str, Any]:
     return stream_identity(sources, config.seed, config.optim.global_batch_size)
 
 
-def _read_settings(checkpoint: Checkpoint) -> "_SavedSettings | None":
+def _read_settings(checkpoint: Checkpoint) -> "SavedSettings | None":
     try:
-        return checkpoint.state(_SavedSettings)
+        return checkpoint.state(SavedSettings)
     except (StorageError, UserError):
         return None
 
@@ -290,54 +274,6 @@ def build_loader(config: Config, task: Task, rank: DistributedContext) -> ClipLo
     )
 
 
-def load_train_state(
-    checkpoint: Checkpoint | None, store: CheckpointStore, config: Config, rank: DistributedContext, loader: ClipLoader
-) -> TrainState:
-    """Load the state of a checkpoint, or return a new one; raise a UserError if settings or data differ.
-
-    All ranks must call this.
-    """
-    if checkpoint is None:
-        state = TrainState()
-        if config.validation.shards:
-            state.validation = ValidationRecord(protocol=run_on_rank_zero(rank, lambda: protocol_of(config)))
-        return state
-    state = run_on_rank_zero(rank, lambda: check_saved(checkpoint, config, loader)).trainer
-    record = load_validation_record(checkpoint, store, rank)
-    if config.validation.shards:
-        record = record.under(run_on_rank_zero(rank, lambda: protocol_of(config)))
-    return replace(state, validation=record)
-
-
-def is_complete(state: TrainState, config: Config, total_steps: int) -> bool:
-    """Return whether a run has nothing left to do: its last step, or early stopping."""
-    validation, record = config.validation, state.validation
-    early = bool(validation.shards) and 0 < validation.patience <= record.waited
-    return (state.step >= total_steps or early) and not (record.owed and validation.shards)
-
-
-def check_saved(checkpoint: Checkpoint, config: Config, loader: ClipLoader) -> _SavedTraining:
-    """Read the state of a checkpoint, or raise a UserError if the settings or data of its run differ."""
-    saved = checkpoint.state(_SavedTraining)
-    check_same_run(saved.config, config)
-    check_same_stream(saved.loader, loader.identity)
-    return saved
-
-
-def add_loggers(events: EventLog, config: Config, folder: RunFolder, resumed_step: int) -> None:
-    """Add the loggers of ``config.log``, or raise a UserError if a package is not installed."""
-    if config.log.tensorboard:
-        try:
-            events.add(TensorBoard(folder, resumed_step))
-        except OSError as error:
-            logger.warning("TensorBoard files cannot be written (%s); training continues", error)
-    chosen = {"wandb": config.log.wandb != "off", "mlflow": config.log.mlflow, "trackio": config.log.trackio}
-    openers: dict[str, Opener] = {"wandb": WeightsAndBiases, "mlflow": MLflow, "trackio": Trackio}
-    for name, is_on in chosen.items():
-        if is_on and (tracker := open_tracker(name, openers[name], config, folder, resumed_step)):
-            events.add(tracker)
-
-
 def build_engine(
     config: Config,
     task: Task,
@@ -349,7 +285,7 @@ def build_engine(
     """Build the model on DeepSpeed and load the checkpoint. All ranks must call this."""
     import_deepspeed(rank.device)
     startup.done("import_deepspeed")
-    saved = checkpoint.state(_SavedTask).task if checkpoint else None
+    saved = checkpoint.state(SavedTask).task if checkpoint else None
     task.choose_weights(rank, saved)
     reads_no_file = config.task == "pretrain" and (saved is not None or config.pretrain.init == "scratch")
     if reads_no_file:  # drawing the weights of a large model takes seconds

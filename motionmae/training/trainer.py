@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from motionmae.training import nonfinite
 from motionmae.training.callbacks.base import Callback
 from motionmae.training.callbacks.metrics import StepMetrics, StepResult
 from motionmae.training.nonfinite import SkippedStep
+from motionmae.training.resume import damage_logger
 from motionmae.training.save_interval import SaveInterval
 from motionmae.training.state import TrainState, build_schedule, load_validation_record, seed_step
 from motionmae.training.step_timer import StepTimer
@@ -73,6 +73,7 @@ class Trainer:
         self.stop_requests = StopRequests(self.signals, self.folder.path, self.rank.is_rank_zero)
         self.failed_saves = 0  # since the last save that succeeded
         self.former_record = self.state.validation  # before the last validation
+        self.unlogged_figures: Row = {}  # of a validation, until the next row of metrics
         self.schedule = build_schedule(self.engine.optimizer, optim, self.loader.steps_per_epoch)
         self.timer = StepTimer.of(self.rank.device)
         self.prefetcher = DevicePrefetcher(self.rank.device)
@@ -109,8 +110,8 @@ class Trainer:
                 continue
             validated = self.validate_if_due(request)
             request = validated.request
-            if self.is_due(self.config.log.every_steps) or request.end or validated.row:
-                self.log_step(result, validated.row)
+            if self.is_due(self.config.log.every_steps) or request.end or self.unlogged_figures:
+                self.log_step(result)
             is_saved_now = self.done or request.end or validated.is_best
             if self.memory_copies.is_due(self.state.step) and not is_saved_now:
                 self.copy_to_memory()  # the best checkpoint is written to disk, and no copy in memory may precede it
@@ -149,6 +150,7 @@ class Trainer:
         self.former_record = self.state.validation
         validated = validator.run(self.state.step, self.state.validation, request, self.stop_requests)
         self.state = replace(self.state, validation=validated.record)
+        self.unlogged_figures = validated.row
         self.timer.enter(Phase.OTHER)
         if self.stopped_early:
             best = validated.record.best
@@ -200,11 +202,15 @@ class Trainer:
         self.timer.enter(Phase.OTHER)
         return StepResult(losses, samples)
 
-    def log_step(self, result: StepResult, validation: Row | None = None) -> None:
-        """Write a row of metrics for the last step, with the figures of its validation. All ranks must call this."""
+    def log_step(self, result: StepResult) -> None:
+        """Write a row of metrics for the last step, with the figures of the last validation if they are new.
+
+        All ranks must call this.
+        """
         self.count_corrupt()
         copies = {"memory_copy_step": self.memory_copies.newest or 0}
-        row = self.metrics.row(self.state, result) | copies | (validation or {})
+        row = self.metrics.row(self.state, result) | copies | self.unlogged_figures
+        self.unlogged_figures = {}
         self.events.metrics(row)
         for callback in self.callbacks:
             callback.on_log(row)
@@ -241,6 +247,9 @@ class Trainer:
         sharded.restore(self.engine, self.rank, checkpoint)
         rollbacks = [*before.rollbacks, before.data_step]
         record = load_validation_record(checkpoint, self.store, self.rank)  # later validations were of skipped weights
+        if self.validator:  # an attempt with other held-out videos may have saved the checkpoint
+            record = record.under(before.validation.protocol)
+        self.former_record = record
         self.state = replace(before, step=checkpoint.step, recently_skipped=[], rollbacks=rollbacks, validation=record)
         self.timer.take()
         name = checkpoint.folder.name
@@ -370,18 +379,11 @@ class Trainer:
                     callback.on_train_end(step)
             self.events.event(Kind.FINISH, step)
             newest = self.store.complete()[-1].folder if self.rank.is_rank_zero else None
-            self.log(f"{self.folder.path} is complete after {step} steps; the weights are in {newest}")
+            best = self.state.validation.describe_other_best(step)
+            self.log(f"{self.folder.path} is complete after {step} steps; the weights are in {newest}{best}")
         else:
             self.events.event(Kind.STOP, step, reason=reason)
             unsaved = "the last steps are not saved: the same command resumes from the last checkpoint"
             saved = "all steps are saved: the same command resumes from here"
             cause = f"the file {self.folder.path / 'stop'}" if reason is EndReason.STOPPED else "a signal"
             self.log(f"stopped by {cause} after step {step}; {unsaved if self.failed_saves else saved}")
-
-
-def damage_logger(events: EventLog, log: Callable[[str], None]) -> Callable[[Path, str], None]:
-    def log_damage(folder: Path, defect: str) -> None:
-        events.event(Kind.CHECKPOINT_DAMAGED, events.last_step, path=folder.name, reason=defect)
-        log(f"checkpoint {folder.name} is damaged ({defect}): trying another copy or the previous checkpoint")
-
-    return log_damage

@@ -8,25 +8,15 @@ process that is stopped, or busy in C, is not (a hang is the watchdog's business
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from motionmae.json_text import JsonModel, parse_json
+from slurm.batch import protocol
 from slurm.batch.batch_log import log
 from slurm.batch.connections import is_lost, keep_alive
-from slurm.batch.protocol import (
-    LINE_LIMIT,
-    Assignment,
-    Challenge,
-    Hello,
-    Report,
-    Welcome,
-    is_proof,
-    line,
-    new_token,
-    proof,
-)
+from slurm.batch.protocol import LINE_LIMIT, Assignment, Hello, Report
 
 GREETING_SECONDS = 20.0
 """Time in which a new connection must prove that it belongs to the job."""
@@ -50,26 +40,44 @@ class Member:
 
     def send(self, message: JsonModel) -> None:
         if not self.gone:
-            self.writer.write(line(message))
+            self.writer.write(protocol.line(message))
 
 
 class RollCall:
     """The server. ``changed`` is called after every change of a member."""
 
     def __init__(self, heartbeat_seconds: int, changed: Callable[[], None]) -> None:
-        self.token, self._heartbeat, self._changed = new_token(), heartbeat_seconds, changed
+        self.token, self._heartbeat, self._changed = protocol.new_token(), heartbeat_seconds, changed
         self.members: list[Member] = []
         self.host, self.port = "", 0
+        self._connections: set[asyncio.Task[None]] = set()
 
-    async def listen(self, host: str) -> asyncio.Server:
-        """Listen on one address of this machine, at a port that the system chooses."""
-        server = await asyncio.start_server(self._serve, host, 0, limit=LINE_LIMIT, backlog=4096)
+    @asynccontextmanager
+    async def listening(self, host: str) -> AsyncIterator[None]:
+        """Listen on one address of this machine, at a port that the system chooses; at the end, close all connections.
+
+        From Python 3.12 on, the end of asyncio's own ``async with server`` would wait for every process to leave.
+        """
+        server = await asyncio.start_server(self._accept, host, 0, limit=LINE_LIMIT, backlog=4096)
         self.host, self.port = server.sockets[0].getsockname()[:2]
-        return server
+        try:
+            yield
+        finally:
+            server.close()
+            for connection in self._connections:
+                connection.cancel()
+            if self._connections:
+                await asyncio.wait(self._connections)
 
     def of_launch(self, launch: int) -> list[Member]:
         """Return the members of a step that this supervisor has started."""
         return [member for member in self.members if member.hello.launch == launch]
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a connection in a task. Python 3.11 prints a traceback for a cancelled task that it made itself."""
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         member = None
@@ -87,8 +95,6 @@ class RollCall:
                 if report.what == "leaves":
                     member.status, member.ended_at = report.status, time.monotonic()
                 self._changed()
-        except asyncio.CancelledError:  # at the end of the job; Python 3.11 would print a traceback
-            return
         except (OSError, EOFError, ValueError) as error:
             if member is None:
                 log(f"a connection to the roll call was refused ({type(error).__name__})")
@@ -104,14 +110,15 @@ class RollCall:
     async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Hello:
         """Return the hello of a process that knows the token, or raise PermissionError."""
         nonce = secrets.token_hex(32)
-        writer.write(line(Challenge(nonce=nonce)))
+        writer.write(protocol.line(protocol.Challenge(nonce=nonce)))
         text = await reader.readline()
         if not text:
             raise EOFError
         hello = parse_json(text, Hello, limit=4096)
-        if not is_proof(hello.proof, self.token, "process", nonce, hello.nonce):
+        if not protocol.is_proof(hello.proof, self.token, "process", nonce, hello.nonce):
             raise PermissionError("wrong token")
-        writer.write(line(Welcome(proof=proof(self.token, "supervisor", nonce, hello.nonce))))
+        proof = protocol.proof(self.token, "supervisor", nonce, hello.nonce)
+        writer.write(protocol.line(protocol.Welcome(proof=proof)))
         return hello
 
 

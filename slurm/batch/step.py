@@ -83,14 +83,26 @@ class Step:
         """Send a signal to all processes of the step with Slurm's ``number``."""
         scontrol.run_command("scancel", f"--signal={name}", f"{job}.{number}")
 
-    async def kill(self, job: str, number: int | None) -> None:
-        """Kill the processes of the step, and srun if it stays. ``number`` is Slurm's, None if no process told it."""
+    def kill(self, job: str, number: int | None) -> "asyncio.Task[None]":
+        """Begin to kill the processes of the step; return a task that lasts until srun has ended.
+
+        The signal is on its way when this method returns, even if the caller then blocks the event loop. ``number`` is
+        Slurm's, None if no process told it.
+        """
         self.killed = True
+        sent = None
+        if number is not None and self.status is None:
+            sent = asyncio.get_running_loop().run_in_executor(None, self.signal, job, number, "KILL")
+        return asyncio.create_task(self.end(sent))
+
+    async def end(self, sent: "asyncio.Future[None] | None" = None) -> None:
+        """Wait until the processes, which were told to end, have ended, and kill srun if it stays."""
+        if sent is not None:
+            await sent
         if self._srun is None or self.status is not None:
             return
-        if number is not None:
-            await asyncio.to_thread(self.signal, job, number, "KILL")
         try:
             await asyncio.wait_for(asyncio.shield(self._srun.wait()), END_SECONDS)
         except TimeoutError:
             self._srun.kill()
+            await self._srun.wait()  # a process that the event loop still watches at its end leads to a traceback

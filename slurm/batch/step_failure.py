@@ -5,9 +5,8 @@ import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from submitit.slurm.slurm import _parse_node_list  # parses every form of Slurm's host lists
-
 from motionmae.runs.end_reason import EndReason
+from slurm.scontrol import expand_nodes
 
 _DECISIVE = (
     EndReason.USER_ERROR,
@@ -23,6 +22,8 @@ _SIGNALS = ("Killed", "Segmentation fault", "Bus error", "Illegal instruction")
 """Signals for which the node is blamed. Terminated comes from srun, and Aborted from NCCL because of another rank."""
 _TASK = re.compile(r"srun: error: (?P<nodes>\S+): tasks? [\d,\-]+: (?P<end>.+)")
 _LAUNCH = re.compile(r"srun: error: Task launch for \S+ failed on node (?P<nodes>[^:\s]+)")
+
+_NODE_FAILURE = re.compile(r"srun: error: Node failure on (?P<nodes>\S+)")
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,18 @@ def failure_of_status(status: int, node: str) -> Failure:
     return Failure(reason, node if reason is EndReason.BAD_NODE else "", status)
 
 
+def failed_nodes(lines: Iterable[str]) -> list[str]:
+    """Return the nodes of a step that Slurm has found dead, or that an administrator has set down, as srun says."""
+    return [node for line in lines if (match := _NODE_FAILURE.match(line)) for node in expand_nodes(match["nodes"])]
+
+
 def _decisive(found: Sequence[Failure]) -> Failure | None:
     return next((failure for reason in _DECISIVE for failure in found if failure.reason is reason), None)
 
 
 def _nodes_in(line: str) -> list[str]:
     match = _TASK.match(line) or _LAUNCH.match(line)
-    return _parse_node_list(match["nodes"]) if match else []
+    return expand_nodes(match["nodes"]) if match else []
 
 
 def _failure_in(line: str) -> Failure | None:
@@ -93,7 +99,7 @@ def _failure_in(line: str) -> Failure | None:
         return Failure(EndReason.NOT_STARTED, launch["nodes"])
     if (task := _TASK.match(line)) is None:
         return None
-    node = _parse_node_list(task["nodes"])[0]
+    node = expand_nodes(task["nodes"])[0]
     if status := re.fullmatch(r"Exited with exit code (\d+)", task["end"]):
         return failure_of_status(int(status[1]), node)
     return Failure(EndReason.KILLED, node if task["end"].startswith(_SIGNALS) else "", 128 + signal.SIGKILL)

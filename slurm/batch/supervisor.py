@@ -17,8 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from submitit.slurm.slurm import _parse_node_list  # parses every form of Slurm's host lists
-
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.history import Attempt
@@ -31,7 +29,7 @@ from slurm.batch.protocol import Assignment, Invitation
 from slurm.batch.requeue_policy import RequeuePolicy
 from slurm.batch.roll_call import Member, RollCall, end
 from slurm.batch.step import Command, Step
-from slurm.batch.step_failure import Ended, Failure, find_cause, find_failure
+from slurm.batch.step_failure import Ended, Failure, failed_nodes, find_cause, find_failure
 
 REPORT_SECONDS = 2.0
 """Time that the other ranks have to say why they end, after one rank has failed."""
@@ -71,7 +69,7 @@ class Supervisor:
     async def run(self, nodes: list[str]) -> int:
         """Run attempts until the run has ended, or the job is requeued; return the exit status of the job."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.policy.decide_at_time_limit)
-        async with await self.roll_call.listen(own_address(self.held)):
+        async with self.roll_call.listening(own_address(self.held)):
             while True:
                 failure = await self.attempt(nodes)
                 if failure is None:
@@ -79,6 +77,7 @@ class Supervisor:
                 counts = self.settings.node_counts if self.settings.no_kill or not self.lost() else ()
                 nodes = self.policy.decide(failure, self.lost(), counts)
                 if not nodes:
+                    await self.leave()
                     return failure.status
                 self.starts += 1
 
@@ -108,13 +107,13 @@ class Supervisor:
         # srun also reports the processes of a former standby step that were on a lost node and never trained
         finished = assigned and all(member.status == 0 for member in self.members(step))
         # with --no-kill, srun ends with 0 when Slurm has taken all of its nodes, whatever their ranks do
-        taken = any("Node failure on" in line for line in step.lines)
+        taken = failed_nodes(step.lines)
         if failure is None and (finished or (step.status == 0 and not taken)):
             await self.dismiss()
             return None
         self.discard(step)
         if failure is None and step.status == 0:
-            failure = Failure(EndReason.NODE_DOWN, next(iter(nodes)), EndReason.NODE_DOWN.exit_code)
+            failure = Failure(EndReason.NODE_DOWN, taken[0], EndReason.NODE_DOWN.exit_code)
         return failure or find_failure(step.lines)
 
     async def failure(self, step: Step) -> Failure | None:
@@ -155,7 +154,7 @@ class Supervisor:
         job = await asyncio.to_thread(scontrol.show_job, self.policy.attempt.job)
         if job is None or job.name != "RUNNING" or job.restarts != self.policy.attempt.restart:
             return False
-        held = _parse_node_list(job.detail)
+        held = scontrol.expand_nodes(job.detail)
         taken = [node for node in dict.fromkeys([*nodes, job.batch_host]) if node not in held]
         if taken:
             log(f"Slurm has taken {', '.join(taken)} from this job: the ranks save, and the run goes on without")
@@ -230,11 +229,11 @@ class Supervisor:
         return {member.node for member in self.roll_call.members if member.lost}
 
     def discard(self, step: Step) -> None:
-        """Kill what is left of a step, in the background; its successors on the same nodes do the same."""
+        """Kill what is left of a step in the background. Ranks that start on the same nodes make sure of it."""
         members = self.roll_call.of_launch(step.launch)
         self.predecessors = [*(m for m in self.predecessors if not m.gone), *members]
         number = next((member.hello.step for member in members), None)
-        task = asyncio.create_task(step.kill(self.policy.attempt.job, number))
+        task = step.kill(self.policy.attempt.job, number)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -242,8 +241,15 @@ class Supervisor:
         """End the standby step of a run that has finished."""
         if self.standby is not None:
             end(self.roll_call.of_launch(self.standby.launch))
-            await asyncio.sleep(0.1)  # the message leaves; Slurm ends what has not heard it
+            await self.standby.end()  # Slurm ends what has not heard the message
             self.standby = None
+
+    async def leave(self) -> None:
+        """Kill what is left of all steps. A rank that hangs would keep Slurm waiting until its KillWait is over."""
+        if self.standby is not None:
+            self.discard(self.standby)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def wait(self, seconds: float = _POLL_SECONDS) -> None:
         """Wait until a member or a step changes, for at most ``seconds``."""
@@ -263,7 +269,7 @@ def main(argv: Sequence[str]) -> int:
     if (end_of_chain := policy.chain.take_over(policy.newest_step())) is not None:
         return end_of_chain.exit_code
     policy.log_lost_nodes()
-    held = _parse_node_list(os.environ["SLURM_JOB_NODELIST"])
+    held = scontrol.expand_nodes(os.environ["SLURM_JOB_NODELIST"])
     counts = tuple(arguments.node_counts or [len(held)])
     nodes = first_nodes(policy, held, counts[:1])
     if not nodes:

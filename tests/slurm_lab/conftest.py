@@ -15,13 +15,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
-    """A four-node cluster for the session. If it cannot start, tests are skipped; in CI they fail."""
-    reason = missing()
-    if reason and os.environ.get("CI"):
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
+def lab_machine() -> None:
+    """A machine that can run a lab. On any other, tests are skipped; in CI they fail."""
+    if reason := missing():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="session")
+def lab(lab_machine: None) -> Iterator[Lab]:
+    """A four-node cluster for the session."""
     with Lab(nodes=4) as started:
         yield started
 

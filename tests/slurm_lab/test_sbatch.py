@@ -10,7 +10,7 @@ import pytest
 from motionmae.config import load_config
 from slurm.executors import TrainingExecutor
 from slurm.sbatch import parse_sbatch_options, run_options
-from tests.slurm_lab.lab import Lab, missing
+from tests.slurm_lab.lab import Lab
 
 
 class GpuLab(Lab):
@@ -27,11 +27,7 @@ class GpuLab(Lab):
 
 
 @pytest.fixture(scope="module")
-def gpu_lab() -> Iterator[Lab]:
-    if reason := missing():
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+def gpu_lab(lab_machine: None) -> Iterator[Lab]:
     with GpuLab(nodes=2) as started:
         yield started
 

@@ -4,7 +4,7 @@ Videos do not share forward passes: the figures depend on neither the ranks nor 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
 import numpy as np
@@ -58,7 +58,7 @@ class Accuracy:
             raise UnreadableShardsError(f"none of the {samples} videos can be read")
         return summarise(read, missing=samples - len(read), classes=self._classes)
 
-    def _outcomes(self, model: nn.Module) -> Iterator[Prediction | str | None]:
+    def _outcomes(self, model: nn.Module) -> Generator[Prediction | str | None, None, None]:
         """Yield this rank's predictions; None for an unreadable video, and a text for another failure."""
         mine = range(self._rank.rank, self._reader.manifest.samples, self._rank.world)
         threads = self._config.data.threads

@@ -6,7 +6,8 @@ and never depend on the ranks; sums are in float64 and in the order of the clips
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -148,25 +149,22 @@ class HeadLosses:
             raise UnreadableShardsError(failed)
         return [sums for sums in found if not isinstance(sums, str)]
 
-    def _own(self, compute: Callable[[Batch], Sums], idle: Callable[[], None]) -> Iterator[Sums | str]:
+    def _own(self, compute: Callable[[Batch], Sums], idle: Callable[[], None]) -> Generator[Sums | str, None, None]:
         """Yield this rank's sums, or the reason why the clips cannot be read, as often as this rank has groups."""
-        groups, batches = range(self._rank.rank, self._held_out.groups, self._rank.world), None
-        problem = ""
-        for _ in groups:
-            batch = None
-            if not problem:
-                try:
-                    batches = batches or self._held_out.read(self._rank.rank, self._rank.world)
-                    batch = next(batches)
-                except FAILURES as error:
-                    problem = str(error)
-            if batch is None:
-                idle()
-                yield problem
-            else:
-                yield compute(batch)
-        if batches is not None:
-            batches.close()
+        rank, world, problem = self._rank.rank, self._rank.world, ""
+        with closing(self._held_out.read(rank, world)) as batches:
+            for _ in range(rank, self._held_out.groups, world):
+                batch = None
+                if not problem:
+                    try:
+                        batch = next(batches)
+                    except FAILURES as error:
+                        problem = str(error)
+                if batch is None:
+                    idle()
+                    yield problem
+                else:
+                    yield compute(batch)
 
     def _idle(self, model: nn.Module) -> None:
         if self._sharded:

@@ -1,6 +1,6 @@
 """k-NN accuracy of frozen features during pre-training, as `motionmae knn` measures it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class KnnAccuracy:
             raise UnreadableShardsError(f"none of the {samples} videos of {reader.folder} can be read")
         return read, samples - len(read)
 
-    def _own(self, model: nn.Module, reader: ShardReader) -> Iterator[Feature | str | None]:
+    def _own(self, model: nn.Module, reader: ShardReader) -> Generator[Feature | str | None, None, None]:
         def read(sample: int) -> tuple[int, torch.Tensor]:
             meta = reader.read_meta(sample)
             if not 0 <= meta.label < len(reader.manifest.class_names):

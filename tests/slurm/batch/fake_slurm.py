@@ -35,10 +35,13 @@ def srun(words: list[str]) -> int:
     running = {}
     for task, (node, local) in enumerate(tasks):
         own = {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(local), "SLURMD_NODENAME": node}
-        running[task] = subprocess.Popen(program, env=os.environ | variables | own)
+        running[task] = subprocess.Popen(program, env=os.environ | variables | own, stderr=sys.stdout)
     (STATE / f"step_{number}").write_text(json.dumps([process.pid for process in running.values()]))
     worst = 0
     while running:
+        if (STATE / f"taken_{number}").exists():  # Slurm has set all nodes of the step down, and lets the ranks be
+            print(f"srun: error: Node failure on {','.join(nodes)}", file=sys.stderr, flush=True)
+            return 0
         for task, process in list(running.items()):
             if (status := process.poll()) is None:
                 continue
@@ -64,6 +67,8 @@ def scancel(words: list[str]) -> int:
 
 
 def scontrol(words: list[str]) -> int:
+    while (STATE / "busy").exists():
+        time.sleep(0.05)
     job = json.loads((STATE / "job.json").read_text())
     if words[:2] == ["show", "job"]:
         print(" ".join(f"{key}={value}" for key, value in job.items()))

@@ -21,6 +21,7 @@ with (folder / "joined.txt").open("a") as file:
     file.write(f"{'standby' if membership.standby else 'rank'} {os.getpid()} {os.environ['SLURMD_NODENAME']}\n")
 assignment = membership.wait(lambda: None)
 take_place(assignment)
+signal.signal(signal.SIGTERM, lambda *_: None)
 place = {key: os.environ[key] for key in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_NODELIST", "SLURM_NODEID")}
 row = {"start": assignment.start, "standby": membership.standby, "pid": os.getpid(), **place, "time": time.time()}
 row["predecessors_gone"] = all(start_ticks(p.pid) != p.began for p in assignment.predecessors)
@@ -29,7 +30,6 @@ with (folder / "ranks.jsonl").open("a") as file:
 acts = json.loads((folder / "acts.json").read_text())
 act, _, number = acts[min(assignment.start, len(acts) - 1)].get(str(assignment.rank), "wait").partition(" ")
 membership._report(Report(what="trains"))
-signal.signal(signal.SIGTERM, lambda *_: None)
 ready = folder / f"go_{assignment.start}"
 while not ready.exists() and (folder / "hold").exists():
     time.sleep(0.02)
@@ -44,4 +44,4 @@ elif act == "finish":
     membership.leave(0)
     os._exit(int(number or 0))
 else:
-    time.sleep(60)
+    time.sleep(150)

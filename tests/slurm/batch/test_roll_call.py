@@ -21,7 +21,7 @@ def _serve(visit: Callable[[RollCall], None]) -> RollCall:
 
     async def run() -> RollCall:
         roll_call = RollCall(5, lambda: None)
-        async with await roll_call.listen("127.0.0.1"):
+        async with roll_call.listening("127.0.0.1"):
             await asyncio.to_thread(visit, roll_call)
             await asyncio.sleep(0.1)
         return roll_call
@@ -59,6 +59,23 @@ def test_a_process_that_ends_is_known_at_once() -> None:
     roll_call = _serve(visit)
     assert seen == [[("node3", False)]]
     assert [(m.gone, m.lost, m.status) for m in roll_call.members] == [(True, False, None)]
+
+
+def test_the_end_of_the_job_leaves_no_traceback_of_a_process_that_has_just_called() -> None:
+    faults: list[object] = []
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+        roll_call = RollCall(5, lambda: None)
+        async with roll_call.listening("127.0.0.1"):
+            with member_module.connect(roll_call.host, roll_call.port):
+                while not (serving := [task for task in asyncio.all_tasks() if "_serve" in str(task.get_coro())]):
+                    await asyncio.sleep(0)
+                serving[0].cancel()
+                await asyncio.sleep(0.1)
+
+    asyncio.run(run())
+    assert faults == []
 
 
 def test_who_does_not_know_the_token_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

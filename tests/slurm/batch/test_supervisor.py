@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from motionmae.runs.end_reason import EndReason
+from slurm.batch.member import start_ticks
 
 ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).parent
@@ -122,6 +123,7 @@ def test_standby_processes_take_over(job: Callable[..., Job], tmp_path: Path) ->
     (tmp_path / "go_1").touch()
     status, log = killed.end()
     assert status == 0, log
+    assert "Traceback" not in log
     assert killed.ranks()[2:] == [(1, rank, "node1,node2", True) for rank in ("0", "1")]
     assert all(row["predecessors_gone"] for row in killed.rows("ranks.jsonl"))
 
@@ -149,12 +151,39 @@ def test_without_enough_nodes_the_job_is_queued(job: Callable[..., Job]) -> None
     assert "a node or its GPU failed (node node2): the job is requeued" in log
 
 
+def test_a_rank_that_hangs_is_killed_while_a_busy_controller_keeps_the_policy_waiting(
+    job: Callable[..., Job], tmp_path: Path
+) -> None:
+    (tmp_path / "hold").touch()
+    bad = job([{"1": "exit 77"}], "--node-counts=2")
+    bad.wait_for(lambda: len(bad.rows("ranks.jsonl")) == 2)
+    hanging = next(int(str(row["pid"])) for row in bad.rows("ranks.jsonl") if row["SLURM_PROCID"] == "0")
+    (tmp_path / "busy").touch()
+    (tmp_path / "go_0").touch()
+    bad.wait_for(lambda: start_ticks(hanging) is None)
+    assert "requeued" not in (tmp_path / "log").read_text()
+    (tmp_path / "busy").unlink()
+    assert bad.end()[0] == 77
+
+
 def test_a_node_that_slurm_has_set_down_is_left(job: Callable[..., Job], tmp_path: Path) -> None:
     (tmp_path / "node2.down").touch()
     down = job([{"1": "kill"}, FINISH], "--node-counts=2", "--no-kill", nodes=3)
     status, log = down.end()
     assert status == 0, log
     assert down.ranks()[2:] == [(1, rank, "node1,node3", False) for rank in ("0", "1")]
+
+
+def test_a_step_whose_nodes_slurm_has_taken_has_not_finished(job: Callable[..., Job], tmp_path: Path) -> None:
+    """With --no-kill, its srun ends with status 0, although its ranks may live on."""
+    taken = job([{}, FINISH], "--node-counts=1", "--no-kill", nodes=2)
+    taken.wait_for(lambda: len(taken.rows("ranks.jsonl")) == 1)
+    (tmp_path / "node1.down").touch()
+    (tmp_path / "taken_0").touch()
+    status, log = taken.end()
+    assert status == 0, log
+    assert taken.ranks() == [(0, "0", "node1", False), (1, "0", "node2", False)]
+    assert taken.failures() == [(EndReason.NODE_DOWN, "node1")]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Figures of a validation: the same for every number of ranks and ZeRO stage, and right by hand."""
 
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,13 @@ import torch.nn.functional as functional
 
 from motionmae.data.held_out.views import read_views
 from motionmae.data.open_shards import open_reader
+from motionmae.distributed.context import DistributedContext
+from motionmae.distributed.stop_requests import Request
 from motionmae.models.classifier import build_classifier
+from motionmae.runs.end_reason import EndReason
 from motionmae.training.validation.accuracy import predict, summarise
+from motionmae.training.validation.rounds import in_rounds
+from motionmae.training.validation.validator import StopValidationError
 from motionmae.training.validation_record import ValidationRecord
 from tests.training.launch import run_ranks
 from tests.training.shards import make_shards, tiny_run
@@ -82,3 +88,29 @@ def test_the_best_is_the_highest_accuracy_or_the_lowest_loss_and_the_others_wait
     assert ValidationRecord().after(5, "off", None, 0.0).best is None
     assert falling.under("other shards").best is None
     assert falling.under("").best == falling.best
+    assert falling.describe_other_best(3) == "; --step best takes those of step 2, the best by validation (loss 1.5)"
+    assert falling.describe_other_best(2) == ValidationRecord().describe_other_best(2) == ""
+
+
+class StoppingPause:
+    def begin(self) -> None: ...
+
+    def end(self) -> None:
+        raise StopValidationError(Request(EndReason.PREEMPTED, save=False))
+
+
+def test_a_stop_closes_what_reads_the_videos():
+    closed = False
+
+    def results() -> Generator[int, None, None]:
+        nonlocal closed
+        try:
+            yield from range(2)
+        finally:
+            closed = True
+
+    reading = results()
+    rank = DistributedContext(rank=0, local_rank=0, world=1, device=torch.device("cpu"))
+    with pytest.raises(StopValidationError):
+        in_rounds(2, reading, rank, StoppingPause(), lambda: None)
+    assert closed

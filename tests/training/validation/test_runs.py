@@ -10,6 +10,7 @@ import torch
 from motionmae.__main__ import main
 from motionmae.checkpointing.load_weights import load_state
 from motionmae.config import Config
+from motionmae.data.open_shards import load_manifest
 from motionmae.evaluation.mean_baseline import explained_variance
 from motionmae.runs.best_checkpoint import best_in
 from motionmae.runs.checkpoint_store import CheckpointStore
@@ -17,6 +18,7 @@ from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import drop_repeated, read_rows
 from tests.training.launch import Ranks, run_ranks
 from tests.training.run_workers import run_all
+from tests.training.save_workers import pretrain_on_bad_samples
 from tests.training.shards import STEPS, make_shards, tiny_run
 from tests.training.validation.workers import run_and_die_in_validation, run_with_stop_in_validation
 
@@ -115,6 +117,12 @@ def test_a_stop_in_a_validation_leaves_it_to_the_next_attempt(
     assert run_ranks(1, run_all, [config])[0] == ["FINISHED"]
     assert_same_training(config, undisturbed)
     assert validations(config) == validations(undisturbed)
+    rows = {row["val_step"]: row for row in read_rows(RunFolder(config.run_folder).metrics) if "val_step" in row}
+    expected = validations(undisturbed)
+    assert {step: row["val_top1"] for step, row in rows.items()} == {
+        step: expected[step]["top1"] for step in (2, 4, 6, 8)
+    }
+    assert rows[4]["step"] == 5  # the validation of step 4 was left to the second attempt
     assert best_in(CheckpointStore(RunFolder(config.run_folder).checkpoints)) == best_in(
         CheckpointStore(RunFolder(undisturbed.run_folder).checkpoints)
     )
@@ -139,6 +147,23 @@ def test_early_stopping_ends_a_run_as_finished_and_more_patience_continues_it(
     assert losses(config) == losses(undisturbed)[:4]
     assert run_ranks(1, run_all, [config.updated({"validation.patience": 0})])[0] == ["FINISHED"]
     assert_same_training(config, undisturbed)
+
+
+@pytest.mark.long
+def test_a_rollback_to_a_checkpoint_of_other_held_out_videos_begins_a_new_search_for_the_best(
+    shards: tuple[Path, Path], tmp_path: Path
+):
+    config = finetuning(shards, tmp_path).updated({"optim.epochs": 6})
+    ranks = Ranks(1, run_and_die_in_validation, config, 4)
+    with pytest.raises(AssertionError, match="rank 0 died"):
+        ranks.results()  # its last checkpoint is that of step 3
+    other = config.updated({"validation.shards": str(shards[0])})
+    assert run_ranks(1, pretrain_on_bad_samples, other, 3, 13) == ["FINISHED"]
+    events = [row for row in read_rows(RunFolder(config.run_folder).events) if row["kind"] == "rollback"]
+    assert [row["step"] for row in events] == [3]
+    newest = CheckpointStore(RunFolder(config.run_folder).checkpoints).complete()[-1]
+    protocol = newest.state()["trainer"]["validation"]["protocol"]
+    assert load_manifest(str(shards[0])).fingerprint[:12] in protocol
 
 
 @pytest.mark.long
