@@ -93,16 +93,19 @@ class Step:
         sent = None
         if number is not None and self.status is None:
             sent = asyncio.get_running_loop().run_in_executor(None, self.signal, job, number, "KILL")
-        return asyncio.create_task(self.end(sent))
+        return asyncio.create_task(self._killed(sent))
 
-    async def end(self, sent: "asyncio.Future[None] | None" = None) -> None:
-        """Wait until the processes, which were told to end, have ended, and kill srun if it stays."""
+    async def _killed(self, sent: "asyncio.Future[None] | None") -> None:
         if sent is not None:
             await sent
+        await self.end(END_SECONDS)
+
+    async def end(self, seconds: float) -> None:
+        """Wait until the processes, which were told to end, have ended; kill srun if it stays for ``seconds``."""
         if self._srun is None or self.status is not None:
             return
         try:
-            await asyncio.wait_for(asyncio.shield(self._srun.wait()), END_SECONDS)
+            await asyncio.wait_for(asyncio.shield(self._srun.wait()), seconds)
         except TimeoutError:
             self._srun.kill()
             await self._srun.wait()  # a process that the event loop still watches at its end leads to a traceback

@@ -28,9 +28,11 @@ from slurm.batch.node_choice import choose_nodes
 from slurm.batch.protocol import Assignment, Invitation
 from slurm.batch.requeue_policy import RequeuePolicy
 from slurm.batch.roll_call import Member, RollCall, end
-from slurm.batch.step import Command, Step
+from slurm.batch.step import END_SECONDS, Command, Step
 from slurm.batch.step_failure import Ended, Failure, failed_nodes, find_cause, find_failure
 
+EXIT_SECONDS = 60.0
+"""Time that srun has to end after all ranks have finished, if no node is lost."""
 REPORT_SECONDS = 2.0
 """Time that the other ranks have to say why they end, after one rank has failed."""
 HUNG_SECONDS = 0.5
@@ -86,8 +88,8 @@ class Supervisor:
         step = await self.take_standby(nodes) or await self.launch(nodes, standby=False)
         step.nodes = nodes
         self.policy.begin(self.starts, nodes, step.launch, self.first_step_id + self.launches - 1)
-        began, assigned, failure = time.monotonic(), False, None
-        while step.status is None and failure is None:
+        began, assigned, finished, failure = time.monotonic(), False, False, None
+        while step.status is None and failure is None and not finished:
             members = self.members(step)
             if not assigned and len(members) == self.ranks(nodes):
                 self.assign(members, nodes)
@@ -100,16 +102,15 @@ class Supervisor:
                 await asyncio.to_thread(step.signal, self.policy.attempt.job, members[0].hello.step, "TERM")
             if any(member.trains for member in members):
                 await self.start_standby(step)
-            if assigned and all(member.status == 0 for member in members):
-                end(self.idle(step))
-            if failure is None and step.status is None:
+            # srun also waits for the processes of a former standby step that were on a lost node and never trained
+            finished = assigned and all(member.status == 0 for member in members)
+            if failure is None and step.status is None and not finished:
                 await self.wait()
-        # srun also reports the processes of a former standby step that were on a lost node and never trained
-        finished = assigned and all(member.status == 0 for member in self.members(step))
+        finished = finished or (assigned and all(member.status == 0 for member in self.members(step)))
         # with --no-kill, srun ends with 0 when Slurm has taken all of its nodes, whatever their ranks do
         taken = failed_nodes(step.lines)
         if failure is None and (finished or (step.status == 0 and not taken)):
-            await self.dismiss()
+            await self.dismiss(step)
             return None
         self.discard(step)
         if failure is None and step.status == 0:
@@ -237,12 +238,15 @@ class Supervisor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def dismiss(self) -> None:
-        """End the standby step of a run that has finished."""
+    async def dismiss(self, step: Step) -> None:
+        """End the idle processes of a run that has finished. Slurm ends what has not heard the message."""
+        idle, ending = self.idle(step), [step]
         if self.standby is not None:
-            end(self.roll_call.of_launch(self.standby.launch))
-            await self.standby.end()  # Slurm ends what has not heard the message
-            self.standby = None
+            idle += self.roll_call.of_launch(self.standby.launch)
+            ending.append(self.standby)
+        end(idle)
+        seconds = END_SECONDS if self.lost() else EXIT_SECONDS
+        await asyncio.gather(*(one.end(seconds) for one in ending))
 
     async def leave(self) -> None:
         """Kill what is left of all steps. A rank that hangs would keep Slurm waiting until its KillWait is over."""

@@ -53,6 +53,8 @@ def srun(words: list[str]) -> int:
                 for other in running.values():
                     other.send_signal(signal.SIGTERM)
         time.sleep(0.02)
+    while (STATE / f"stays_{number}").exists():
+        time.sleep(0.02)
     return worst
 
 

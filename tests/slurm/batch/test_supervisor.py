@@ -42,7 +42,8 @@ class Job:
             "SLURM_JOB_NUM_NODES": str(nodes),
             "SLURM_JOB_PARTITION": "low",
         }
-        command = [sys.executable, "-m", "slurm.batch.supervisor", str(self.run), f"--ntasks-per-node={ranks}"]
+        main = "import sys; from slurm.batch import supervisor as s; s.EXIT_SECONDS = 1; sys.exit(s.main(sys.argv[1:]))"
+        command = [sys.executable, "-c", main, str(self.run), f"--ntasks-per-node={ranks}"]
         step = ["--", "srun", "--output", "%j_%t.out", "--", sys.executable, str(HERE / "rank.py"), str(folder)]
         self.process = subprocess.Popen(
             [*command, *options, *step],
@@ -99,6 +100,14 @@ def test_a_run_that_finishes_is_one_attempt(job: Callable[..., Job]) -> None:
 def test_a_run_is_over_when_all_ranks_say_so_whatever_srun_reports(job: Callable[..., Job]) -> None:
     """A real srun reports a task on a node that was lost as killed, also if only its spare trained."""
     done = job([{"0": "finish", "1": "finish 137"}])
+    assert done.end()[0] == 0
+    assert done.failures() == []
+
+
+def test_a_finished_run_does_not_wait_for_an_srun_that_stays(job: Callable[..., Job], tmp_path: Path) -> None:
+    """A real srun waits without end for the process of a standby step whose node was lost."""
+    (tmp_path / "stays_0").touch()
+    done = job([FINISH])
     assert done.end()[0] == 0
     assert done.failures() == []
 
