@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 SYSTEM_PACKAGES := slurm-wlm slurmctld slurmd munge iproute2 ffmpeg libopencv-dev libturbojpeg0-dev pkg-config \
 	prometheus chromium
 
-.PHONY: demo test check docs azurite lock audit sbom system-packages clean
+.PHONY: demo test check docs azurite mutants lock audit sbom system-packages clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -60,6 +60,10 @@ azurite: $(VENV)/.test
 	@if [ ! -x $(AZURITE)/node_modules/.bin/azurite-blob ] && command -v npm >/dev/null; then \
 		echo "== installing Azurite into $(AZURITE)"; \
 		npm install --silent --no-fund --no-audit --prefix $(AZURITE) azurite@3.37.0; fi
+
+# Which small faults in the modules named in .ci/mutants.py do their tests notice? Half an hour; not in CI.
+mutants: $(VENV)/.test $(VENV)/.mutants
+	@$(PY) .ci/mutants.py
 
 # The file that `make test` installs from, after a change of pyproject.toml or constraints.txt.
 lock: $(VENV)/.test
