@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 import numpy as np
 from safetensors.numpy import save
 
@@ -30,6 +32,7 @@ def weights_found(folder: Path) -> int:
     return int(value)
 
 
+@pytest.mark.slow
 def test_old_or_new_is_found_and_the_next_export_cleans_up(tmp_path: Path):
     write(tmp_path / "seed", 1)
     (tmp_path / "seed/export/notes.txt").write_text(NOTES)
