@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-import pytest
-
 import numpy as np
+import pytest
 from safetensors.numpy import save
 
 from motionmae.evaluation.export_folder import FACTS, write_export
