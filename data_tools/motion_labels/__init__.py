@@ -96,7 +96,8 @@ def make_motion_labels(shards: Path, out: Path, task: str, seed: int = 0) -> tup
     try:
         check_whole(reader.manifest, shards, "motion-labels")
         out.mkdir(parents=True, exist_ok=True)
-        entries, short, first = [], 0, 0
+        entries: list[ShardEntry] = []
+        short = first = 0
         for old in reader.manifest.shards:
             samples = range(first, first + old.samples)
             first += old.samples

@@ -7,6 +7,7 @@ an optimiser flat fragments: the ranks gather the update, each makes some matric
 DeepSpeed's Muon is not used: its momentum lies outside of the states that checkpoints here read and set.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,10 +84,10 @@ class Muon(torch.optim.AdamW):
             if group[GROUP_KEY]:
                 for parameter in group["params"]:
                     if parameter.grad is not None:
-                        self._step_of(parameter, group)
+                        self._step_of(parameter, parameter.grad.float(), group)
 
-    def _step_of(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state, gradient = self.state[parameter], parameter.grad.float()
+    def _step_of(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
         skipped = getattr(self, "found_inf", None)  # 0-dim, on the device: the host does not wait for it
         momentum = state["exp_avg"].lerp(gradient, 1 - self.momentum)
         update = gradient.lerp(momentum, self.momentum)  # Nesterov's
@@ -119,11 +120,11 @@ def lay_out(optimizer: Any, stage: int) -> None:
             muon.layouts[flat] = _Layout(places, interleaved=False)
     if stage == 3:
         for flat, group in zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True):
-            places, start = [], 0
-            for p in group:
-                places.append(_Matrix(p.ds_shape, start, p.ds_tensor.ds_numel))
-                start += p.ds_tensor.ds_numel
-            muon.layouts[flat] = _Layout(tuple(places), interleaved=True)
+            lengths = [p.ds_tensor.ds_numel for p in group]
+            starts = itertools.accumulate(lengths, initial=0)
+            shapes = [p.ds_shape for p in group]
+            places = tuple(itertools.starmap(_Matrix, zip(shapes, starts, lengths, strict=False)))
+            muon.layouts[flat] = _Layout(places, interleaved=True)
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
