@@ -15,9 +15,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NEEDS = {
     "a cluster",  # Slurm, or several machines
     "a GPU",
-    "a data set",  # tens of gigabytes that one must ask for
-    "hours",
-    "released weights",
+    "hours",  # how a figure was measured: the tests check modules, configs and options
     "the network",  # packages, clouds
     "the file of another test",  # tested there: the comment names it, `the file of another test: tests/...`
 }
