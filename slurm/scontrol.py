@@ -154,11 +154,14 @@ def requeue(job_id: str) -> bool:
 
 
 def update(job_id: str, changes: Mapping[str, str]) -> bool:
-    """Change a waiting job; return False if Slurm refuses. A busy controller is asked again."""
+    """Change a waiting job; return False if Slurm refuses. A busy controller is asked again.
+
+    Slurm 22.05 also refuses while it waits for the accounting of a job that has lost a node, until its requeue is over.
+    """
     settings = [f"{key}={value}" for key, value in changes.items()]
     for _ in range(_TRIES):
         answer = run_command("scontrol", "update", f"JobId={job_id}", *settings)
-        if answer.returncode == 0 or not re.search("timed out|nable to contact", answer.stderr):
+        if answer.returncode == 0 or not re.search("timed out|nable to contact|try again", answer.stderr):
             break
     return answer.returncode == 0
 

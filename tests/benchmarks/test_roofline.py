@@ -8,6 +8,7 @@ from motionmae.config import load_config
 from motionmae.planning.flops import step_flops
 from motionmae.planning.gpus import find_gpu
 
+pytestmark = pytest.mark.slow
 KERNELS = {"vitb_k400": 1309, "vitl_k400": 1957, "videomae_vitb_k400": 1008}
 """Kernels of a forward and backward pass. Lower a number when a change saves kernels; raise it only on purpose."""
 

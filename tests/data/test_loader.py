@@ -335,6 +335,7 @@ class TestState:
             check_same_stream(ours.state(1) | {"order_version": 0}, ours.identity)
 
 
+@pytest.mark.slow
 def test_augmented_clips_are_the_same_from_threads_and_processes(shards):
     changes = {"rand_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.5, "repeated_sampling": 2}
     plain = steps(shards, 1, 2, repeated_sampling=2)

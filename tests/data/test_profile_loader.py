@@ -38,6 +38,7 @@ def test_it_says_what_loading_costs(tmp_path, capsys):
     assert "a GPU of 100000 clips/s needs" in capsys.readouterr().out.replace("\n", " ")
 
 
+@pytest.mark.slow
 @needs_ffcv
 def test_a_beton_of_pixels(tmp_path):
     make_shards(tmp_path / "s", (10,), height=128, width=170)

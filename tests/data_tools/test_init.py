@@ -74,7 +74,8 @@ def test_lists_folders_and_flat_folders(tmp_path: Path):
 def survey_of(
     videos: int, frames: int, fps: float = 30, sides: tuple[int, int] = (256, 340), names: str = "ab"
 ) -> Survey:
-    records = tuple(VideoRecord(f"{n}.mp4", Path(f"{n}.mp4"), n % 2) for n in range(videos))
+    of_two_classes = [VideoRecord(f"{n}.mp4", Path(f"{n}.mp4"), n) for n in range(2)]
+    records = tuple((of_two_classes * (videos // 2 + 1))[:videos])
     return Survey(
         Part(records, ()), Part(records[: max(1, videos // 5)], ()), tuple(names), (frames,) * 9, fps, *sides, 0
     )

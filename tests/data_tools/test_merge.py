@@ -161,6 +161,7 @@ def merge_both(folder):
     assert main([str(folder / "a"), str(folder / "b"), "--out", str(folder / "out")]) == 0
 
 
+@pytest.mark.slow
 def test_a_killed_merge_can_be_repeated_and_its_sources_stay(folders, tmp_path, capsys):
     seed = tmp_path / "seed"
     seed.mkdir()

@@ -20,6 +20,7 @@ from motionmae.models.classifier import build_classifier
 from motionmae.models.motionmae import MotionMAE
 from motionmae.training.finetune import ClipMixup
 
+pytestmark = pytest.mark.slow
 SHIPPED = [name for name in known_configs() if not name.startswith("base/")]
 OPTIONS = [
     "mask.kind=time mask.ratio=0.75",

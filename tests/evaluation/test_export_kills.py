@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import save
 
 from motionmae.evaluation.export_folder import FACTS, write_export
@@ -30,6 +31,7 @@ def weights_found(folder: Path) -> int:
     return int(value)
 
 
+@pytest.mark.slow
 def test_old_or_new_is_found_and_the_next_export_cleans_up(tmp_path: Path):
     write(tmp_path / "seed", 1)
     (tmp_path / "seed/export/notes.txt").write_text(NOTES)

@@ -166,6 +166,7 @@ def test_the_exporter_is_read_as_prometheus_reads_it(setting: Setting, monkeypat
     assert set(NAMES) <= found["GPU-aaaa"].keys()
 
 
+@pytest.mark.slow
 def test_torch_and_the_exporter_must_see_the_same_gpu(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "monitoring/fake_nvml"))
     monkeypatch.delitem(sys.modules, "pynvml", raising=False)
@@ -217,6 +218,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return gpu
 
 
+@pytest.mark.slow
 def test_speed_memory_and_profile_of_a_fake_gpu(setting: Setting, fake_gpu: SimpleNamespace) -> None:
     config, on_gpu = load(TINY, setting), setting.model_copy(update={"device": "cuda"})
     fake_gpu.planned, fake_gpu.held = predict_memory(config, 1).peak, 5_000_000_000

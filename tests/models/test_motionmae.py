@@ -178,6 +178,7 @@ def test_bf16_autocast_gives_float32_losses_near_those_of_fp32():
     assert half.total.item() == pytest.approx(full.total.item(), rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_whole_model_is_one_graph_for_the_compiler(bf16: bool):
     """Without graph breaks ``engine.compile`` gets masks, targets and losses in one graph."""

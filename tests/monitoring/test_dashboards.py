@@ -58,6 +58,7 @@ def test_expressions_and_legends_use_defined_metrics_and_labels():
             assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= known
 
 
+@pytest.mark.slow
 @needs_prometheus
 def test_every_expression_returns_data_from_a_prometheus_that_scrapes_a_run(tmp_path: Path):
     config, label = config_of(tmp_path / "runs"), label_of(tmp_path / "runs")

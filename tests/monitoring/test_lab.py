@@ -17,7 +17,7 @@ from tests.monitoring.prometheus import Prometheus, needs_prometheus, write_conf
 from tests.monitoring.runs import FAKE_NVML, ROOT, label_of
 from tests.monitoring.test_dashboards import expressions
 from tests.slurm import tiny
-from tests.slurm_lab.conftest import lab  # noqa: F401
+from tests.slurm_lab.conftest import lab, lab_machine  # noqa: F401
 from tests.slurm_lab.lab import Lab
 from tests.slurm_lab.runs import RATE
 from tests.training.launch import wait_until

@@ -14,12 +14,16 @@ from tests.slurm.jobs import ROOT
 
 
 def _demo(code: Path) -> str:
-    ended = subprocess.run(
-        [sys.executable, "-m", "motionmae", "demo"],
-        cwd=code, env={**os.environ, "COLUMNS": "120"}, capture_output=True, text=True, timeout=500, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
+    command, environment = [sys.executable, "-m", "motionmae", "demo"], {**os.environ, "COLUMNS": "120"}
+    output = code / "demo.log"
+    with output.open("w") as file:
+        process = subprocess.Popen(command, cwd=code, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        assert process.wait(500) == 0, output.read_text()
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"the demo has not ended; its last lines:\n{output.read_text()[-3000:]}")
+    return output.read_text()
 
 
 def _cell(output: str, name: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from motionmae.errors import UserError
-from slurm import job_state
+from slurm import job_state, scontrol
 from slurm.job_state import JobRecord, current_job, follow, state_of, submission_lock
 from slurm.scontrol import JobState, parse_job
 from tests.slurm.jobs import Starter
@@ -144,6 +144,23 @@ def test_a_silent_controller_does_not_mean_that_the_job_ended(tmp_path: Path, mo
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(UserError, match="Unable to contact"):
         state_of(SLURM, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted"),
+    [
+        ("Job update not available right now, the DB index is being set, try again in a bit", True),
+        ("Unable to contact slurm controller", True),
+        ("Access/permission denied", False),
+    ],
+)
+def test_a_change_is_tried_again_where_slurm_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, accepted: bool
+) -> None:
+    tried = tmp_path / "tried"
+    _program(tmp_path, "scontrol", f"[ -e {tried} ] && exit 0; touch {tried}; echo '{answer}' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert scontrol.update("7", {"StartTime": "now+60"}) is accepted
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,14 @@ def time_out(run: TrainingRun, node: str) -> None:
     run.lab.run("scontrol", "update", f"jobid={run.record.job_id}", "timelimit=60")
 
 
+def accept_changes(run: TrainingRun, node: str) -> None:
+    """Requeue a job that Slurm 22.05 does not change, because it has lost a node and no accounting is configured."""
+    if run.lab.run("scontrol", "update", f"jobid={run.record.job_id}", "timelimit=60").returncode != 0:
+        requeue(run, node)
+        before = run.attempts()
+        run.wait(lambda: any(row["attempt"] not in before for row in run.rows()), "a step after the requeue")
+
+
 def set_down(run: TrainingRun, node: str) -> None:
     """An administrator sets a node down."""
     run.lab.run("scontrol", "update", f"nodename={node}", "state=down", "reason=broken")
@@ -178,6 +186,8 @@ NAMES = {
 
 def strike(run: TrainingRun, fault: Callable[[TrainingRun, str], None], node: str) -> Damage:
     """Strike ``node`` with ``fault``, wait until the run continues, repair the node, and return the cost."""
+    if fault is time_out:
+        accept_changes(run, node)
     before = run.attempts()
     struck = time.time()
     fault(run, node)

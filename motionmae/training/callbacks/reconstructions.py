@@ -1,7 +1,7 @@
 """Pictures of reconstructed clips, drawn from a run's checkpoints by a separate process during training.
 
-The process has a low priority, needs neither the device nor the other ranks, and does not change the random state of
-training. If the process fails, training continues.
+The process has a low priority until training ends. It needs neither the device nor the other ranks, and does not change
+the random state of training. If the process fails, training continues.
 """
 
 import os
@@ -46,16 +46,16 @@ class ReconstructionCallback(Callback):
 
     def on_train_end(self, step: int) -> None:
         self.record(LAST_SECONDS)
-        self.draw(step)
+        self.draw(step, niceness=0)
         self.record(LAST_SECONDS)
 
-    def draw(self, step: int) -> None:
+    def draw(self, step: int, niceness: int = 19) -> None:
         """Start to draw from the checkpoint of ``step``, unless its picture exists or a drawing is in progress."""
         if self._every == 0 or step == self._last or self._process is not None:
             return
         self._last = step
         try:
-            self._process = self._start(step)
+            self._process = self._start(step, niceness)
         except OSError as error:
             logger.warning("the picture of step %d cannot be drawn (%s); training continues", step, error)
             return
@@ -89,7 +89,7 @@ class ReconstructionCallback(Callback):
             self._process.kill()
             self._process.wait()
 
-    def _start(self, step: int) -> "subprocess.Popen[bytes]":
+    def _start(self, step: int, niceness: int) -> "subprocess.Popen[bytes]":
         out = self._picture(step)
         out.parent.mkdir(exist_ok=True)
         command = ["reconstruct", str(self._folder.path), "--step", str(step), "--out", str(out)]
@@ -105,7 +105,7 @@ class ReconstructionCallback(Callback):
                 start_new_session=True,  # a terminal's signals are meant for training
             )
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, process.pid, 19)
+            os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
         return process
 
     def _picture(self, step: int) -> Path:

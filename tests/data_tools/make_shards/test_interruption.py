@@ -73,6 +73,7 @@ def test_a_run_killed_at_random_moments_goes_on_to_the_same_bytes(videos, undist
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # finished shards were not made again
 
 
+@pytest.mark.slow
 def test_parts_that_run_at_once_make_the_bytes_of_one_run(videos, undisturbed, tmp_path, capsys):
     out = tmp_path / "out"
     processes = [start(videos, out, "--workers", "1", "--part", f"{part}/3") for part in range(3)]
@@ -128,6 +129,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(videos, undisturbed, 
     assert fingerprint(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_shards_lost_or_cut_short_since_are_made_again(videos, undisturbed, tmp_path):
     out = tmp_path / "out"
     assert make(videos, out) == 0

@@ -39,6 +39,7 @@ def seed(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path / "seed"
 
 
+@pytest.mark.slow
 def test_the_old_or_the_new_shard_is_there_at_every_point(seed: Path, tmp_path: Path, capsys):
     old = fingerprint(seed / "out")
     retry(shutil.copytree(seed, tmp_path / "whole"))

@@ -45,6 +45,7 @@ def test_osvos_scores_as_with_the_official_evaluator(tmp_path: Path):
     assert len([key for key in figures if key.startswith(("J", "F"))]) == 7
 
 
+@pytest.mark.slow
 @needs_shared_data
 def test_the_repeated_first_mask_scores_as_with_the_official_evaluator(tmp_path: Path):
     out = tmp_path / "scores.json"

@@ -1,5 +1,6 @@
 """Reconstructions of real runs, drawn by the real process."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -85,6 +86,7 @@ class TestReconstructionCallback:
         callback.on_save(1)
         process = callback._process
         assert process is not None
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) == 19
         callback.close()
         wait_until(lambda: not Path(f"/proc/{process.pid}").exists(), "the end of the process")
 
