@@ -199,7 +199,9 @@ def test_validations_are_as_often_as_asked(every_steps: int, every_epochs: float
     assert validation.interval(10) == interval
 
 
-@pytest.mark.parametrize(("every", "memory", "steps"), [(500, 100, 100), (100, 100, 0), (101, 100, 100), ("auto", 9, 9)])
+@pytest.mark.parametrize(
+    ("every", "memory", "steps"), [(500, 100, 100), (100, 100, 0), (101, 100, 100), ("auto", 9, 9)]
+)
 def test_memory_copies_are_made_only_between_checkpoints(every: int | str, memory: int, steps: int):
     checkpoint = Config().updated({"checkpoint": {"every_steps": every, "memory_every_steps": memory}}).checkpoint
     assert checkpoint.memory_steps == steps

@@ -200,7 +200,9 @@ def test_classes_in_another_order_are_scored_by_their_names(trained: Config, tmp
     report = json.loads(figures.read_text())
     truth = [f"bar{CLASSES - 1 - sample % CLASSES}" for sample in range(16)]
     rows = predictions(run)
-    hits = {name: [row["class1"] == name for row, own in zip(rows, truth, strict=True) if own == name] for name in truth}
+    hits = {
+        name: [row["class1"] == name for row, own in zip(rows, truth, strict=True) if own == name] for name in truth
+    }
     assert report["top1"] == pytest.approx(100 * np.mean([hit for own in hits.values() for hit in own]))
     assert report["per_class"] == pytest.approx({name: 100 * np.mean(own) for name, own in hits.items()})
     top5 = [own in [row[f"class{place}"] for place in range(1, 6)] for row, own in zip(rows, truth, strict=True)]

@@ -77,9 +77,7 @@ def test_decoders_of_the_released_sizes(inner: int, heads: int):
         (2 * 14 * 14 * 3, {"tubelet_size": "2"}, (2, 14)),
     ],
 )
-def test_cubes_are_squares_of_two_frames_if_that_is_possible(
-    values: int, hints: dict[str, Any], cube: tuple[int, int]
-):
+def test_cubes_are_squares_of_two_frames_if_that_is_possible(values: int, hints: dict[str, Any], cube: tuple[int, int]):
     size = 224 if 224 % cube[1] == 0 else cube[1] * 10
     clip = config_from_weights(weights(768, 12, values), hints | {"input_size": size}).clip
     assert (clip.cube_frames, clip.cube_size, clip.size) == (*cube, size)

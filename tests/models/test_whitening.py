@@ -26,7 +26,8 @@ def test_tokens_have_unit_variance(width: int):
 
 def test_a_square_projection_is_a_rotation_of_half_whitened_pixels():
     """W^T W does not depend on the rotation: the pixels' covariance S, plus noise of 3 grey levels, to the power -1/2,
-    scaled so that a channel has unit variance."""
+    scaled so that a channel has unit variance.
+    """
     weight = torch.empty(CLIP.cube_pixels, CLIP.cube_pixels)
     whiten_(weight, CLIP)
     variances, components = torch.linalg.eigh(correlated_pixels(CLIP))

@@ -115,7 +115,8 @@ def test_mean_recall_and_decay_are_those_of_the_official_evaluator(
     values: list[float], mean: float, recall: float, decay: float
 ):
     """db_statistics of davis2017-evaluation, worked by hand: the borders of the quarters are
-    round(linspace(1, N, 5) + 1e-10), both ends included, and recall counts the values above 0.5."""
+    round(linspace(1, N, 5) + 1e-10), both ends included, and recall counts the values above 0.5.
+    """
     score = summarise(values)
     assert (score.mean, score.recall, score.decay) == pytest.approx((mean, recall, decay))
 
