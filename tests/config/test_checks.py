@@ -181,7 +181,7 @@ def test_numbers_that_follow_from_others():
         steps_per_epoch(config, 511)
     with pytest.raises(UserError, match=r"set engine\.micro_batch_size=16$"):
         accumulation_steps(config, 32)  # 32 x 32 = 1024, and 512 / 32 = 16
-    with pytest.raises(UserError, match="to a multiple of 3$"):
+    with pytest.raises(UserError, match=r"to a multiple of 3$"):
         accumulation_steps(config, 3)
     assert config.engine.environment == {}
     deterministic = config.updated({"engine.deterministic": True}).engine.environment
@@ -209,8 +209,13 @@ def test_memory_copies_are_made_only_between_checkpoints(every: int | str, memor
 
 @pytest.mark.parametrize(
     ("settings", "metric"),
-    [({}, "off"), (FINETUNE, "top1"), ({"validation.metric": "loss"}, "loss"), (FINETUNE | {"validation.metric": "off"}, "off")],
-)  # fmt: skip
+    [
+        ({}, "off"),
+        (FINETUNE, "top1"),
+        ({"validation.metric": "loss"}, "loss"),
+        (FINETUNE | {"validation.metric": "off"}, "off"),
+    ],
+)
 def test_the_best_checkpoint_is_chosen_by_accuracy_in_fine_tuning_only(settings: Settings, metric: str):
     assert Config().updated(settings).validation_metric == metric
 

@@ -45,7 +45,7 @@ def test_a_problem_is_named_by_its_line_and_by_that_of_its_block(tmp_path: Path)
     with pytest.raises(UserError, match=r"in line 4 \(in the block that begins in line 2\)"):
         read_yaml(file)
     file.write_text("a: 1\na: 2\n")
-    with pytest.raises(UserError, match="duplicate key a in line 2$"):
+    with pytest.raises(UserError, match=r"duplicate key a in line 2$"):
         read_yaml(file)
     file.write_text("")
     assert read_yaml(file) == {}

@@ -81,8 +81,14 @@ def test_the_default_config_names_the_layers():
 
 @pytest.mark.parametrize(
     ("name", "width", "depth", "heads"),
-    [("tiny", 192, 12, 3), ("small", 384, 12, 6), ("base", 768, 12, 12), ("large", 1024, 24, 16), ("huge", 1280, 32, 16)],
-)  # fmt: skip
+    [
+        ("tiny", 192, 12, 3),
+        ("small", 384, 12, 6),
+        ("base", 768, 12, 12),
+        ("large", 1024, 24, 16),
+        ("huge", 1280, 32, 16),
+    ],
+)
 def test_the_registered_names_are_the_sizes_of_vit(name: str, width: int, depth: int, heads: int):
     with torch.device("meta"):
         model = timm.create_model(f"motionmae_vit_{name}_patch16_224", drop_path_rate=0.2)
