@@ -23,6 +23,9 @@ COMMANDS = {
     "shards stats": Entry("data_tools.stats", "print figures of shards: frames, durations, classes", _SHARDS),
     "shards preview": Entry("data_tools.preview", "draw a contact sheet of shards", _SHARDS),
     "shards merge": Entry("data_tools.merge", "merge folders of shards into one", _SHARDS),
+    "shards motion-labels": Entry(
+        "data_tools.motion_labels", "make labelled samples that only motion tells apart", _SHARDS
+    ),
     "shards beton": Entry("data_tools.make_beton", "write shards as one FFCV file", _SHARDS),
     "shards toy": Entry("data_tools.make_toy_dataset.cli", "render labelled videos to try MotionMAE on", _SHARDS),
     "init": Entry("data_tools.init.cli", "look at a folder of videos, and write a config that fits it"),

@@ -8,8 +8,11 @@ from motionmae.config.section import MAY_CHANGE_RESULT, Fraction, Section, refus
 
 
 class OptimConfig(Section):
-    """AdamW and its learning-rate schedule (Table 6a)."""
+    """Optimiser and its learning-rate schedule (Table 6a)."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw: AdamW (Table 6a). muon: Muon for the weight matrices of blocks, scaled to AdamW's learning rate, and AdamW
+    for all other parameters. Muon is not in the paper; it gathers the updates over the ranks in every step."""
     global_batch_size: PositiveInt = 1024
     """Videos per optimiser step, over all ranks and accumulation steps, however many clips are sampled of a video."""
     epochs: PositiveInt = 1600
@@ -28,6 +31,8 @@ class OptimConfig(Section):
     """AdamW's second momentum."""
     eps: PositiveFloat = 1e-8
     """AdamW's epsilon."""
+    muon_momentum: Fraction = 0.95
+    """Muon's momentum, for name=muon."""
     ema_decay: Fraction = 0.0
     """Decay of an exponential moving average of the weights, which evaluation uses; 0 disables it."""
     clip_grad: NonNegativeFloat = 0.0

@@ -1,8 +1,8 @@
 """The model on DeepSpeed: ZeRO 0-3, precision, gradient accumulation, clipping, and skipping of non-finite steps.
 
 DeepSpeed's ZeRO optimisers compute the gradient norm over all ranks before a step, clip by it, and skip the step on
-every rank when the norm is not finite. DeepSpeed does none of this at stage 0, where :class:`GuardedAdamW` clips and
-skips in the same way.
+every rank when the norm is not finite. DeepSpeed does none of this at stage 0, where :class:`_Guard` clips and skips in
+the same way.
 """
 
 import ctypes
@@ -27,20 +27,21 @@ from motionmae.config.training import BUCKET
 from motionmae.distributed.context import DistributedContext
 from motionmae.engine import sharded_state
 from motionmae.engine.kernels import choose_kernels
+from motionmae.engine.muon import Muon, lay_out, split_matrices
 from motionmae.engine.precision import LossScale, autocast, resolve_precision
 
 
-class GuardedAdamW(torch.optim.AdamW):
-    """AdamW with clipping that skips a step with a non-finite gradient norm. The host does not wait for the decision.
+class _Guard(torch.optim.Optimizer):
+    """Clipping, and skipping of a step with a non-finite gradient norm. The host does not wait for the decision.
 
     Stage 0 has all-reduced the gradients before ``step`` is called. Every rank therefore takes the same decision.
 
     Attributes:
-        found_inf: 1.0 on the device if the last step was skipped, else 0.0. torch's fused kernels read this name.
+        found_inf: 1.0 on the device if the last step was skipped, else 0.0. torch's fused kernels and Muon read it.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], clip_grad: float, **options: Any) -> None:
-        super().__init__(groups, **options)
+    def __init__(self, *args: Any, clip_grad: float, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.clip_grad = clip_grad
         self.loss_scale = 1.0
         self.found_inf: Tensor | None = None
@@ -62,7 +63,15 @@ class GuardedAdamW(torch.optim.AdamW):
         self.found_inf = norm.isfinite().logical_not().float()
         if self.clip_grad > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_grad, norm)
-        super().step()
+        super().step()  # of the optimiser beside this class
+
+
+class GuardedAdamW(_Guard, torch.optim.AdamW):
+    """AdamW of stage 0."""
+
+
+class GuardedMuon(_Guard, Muon):
+    """Muon of stage 0."""
 
 
 class Engine:
@@ -72,7 +81,7 @@ class Engine:
         stage: overrides the config's ZeRO stage, for measurements.
 
     Attributes:
-        optimizer: DeepSpeed's optimiser; at stage 0 a :class:`GuardedAdamW`.
+        optimizer: DeepSpeed's optimiser; at stage 0 a :class:`_Guard`.
         accumulation: number of micro-batches in one step.
         precision: fp32, bf16 or fp16, never auto.
         loss_scale: loss scale of fp16; None at other precisions.
@@ -100,7 +109,7 @@ class Engine:
         self._average = ModelEmaV3(model.to(rank.device), decay) if decay else None
         self.deepspeed, self.optimizer, _, _ = import_deepspeed(rank.device).initialize(
             model=model,
-            optimizer=build_optimizer(groups, config.optim, self.stage),
+            optimizer=build_optimizer(model, groups, config.optim, self.stage),
             config=deepspeed_config(config, self.stage, self.precision, self.accumulation),
             dist_init_required=False,
         )
@@ -110,6 +119,7 @@ class Engine:
         averages = dict(self._average.module.named_parameters()) if self._average else {}
         self.averages = {name: averages[name] for name in self.parameters if averages}
         sharded_state.create_states(self)
+        lay_out(self.optimizer, self.stage)
         self.set_loss_scale()
         if config.engine.compile:
             self.deepspeed.compile()
@@ -161,7 +171,7 @@ class Engine:
     def applied(self) -> bool:
         """False if all ranks skipped the last step's update. At stage 0 the host waits for the device here, once."""
         if self._applied is None:
-            guarded = isinstance(self.optimizer, GuardedAdamW)
+            guarded = isinstance(self.optimizer, _Guard)
             self._applied = not self.optimizer.found_inf if guarded else bool(self.deepspeed.was_step_applied())
         return self._applied
 
@@ -188,12 +198,15 @@ class Engine:
         self.deepspeed.destroy()
 
 
-def build_optimizer(groups: list[dict[str, Any]], optim: OptimConfig, stage: int) -> torch.optim.AdamW:
+def build_optimizer(
+    model: nn.Module, groups: list[dict[str, Any]], optim: OptimConfig, stage: int
+) -> torch.optim.Optimizer:
     betas = (optim.beta1, optim.beta2)
     options: dict[str, Any] = {"lr": optim.peak_lr, "betas": betas, "eps": optim.eps, "fused": True}
-    if stage == 0:
-        return GuardedAdamW(groups, optim.clip_grad, **options)
-    return torch.optim.AdamW(groups, **options)
+    if optim.name == "muon":
+        groups, options["momentum"] = split_matrices(model, groups), optim.muon_momentum
+        return Muon(groups, **options) if stage else GuardedMuon(groups, clip_grad=optim.clip_grad, **options)
+    return torch.optim.AdamW(groups, **options) if stage else GuardedAdamW(groups, clip_grad=optim.clip_grad, **options)
 
 
 def deepspeed_config(config: Config, stage: int, precision: str, accumulation: int) -> dict[str, Any]:
@@ -211,6 +224,7 @@ def deepspeed_config(config: Config, stage: int, precision: str, accumulation: i
             "overlap_comm": config.engine.overlap_comm,
         },
         "communication_data_type": config.engine.reduce_dtype,  # under autocast, DeepSpeed reads it only at stage 0
+        "zero_allow_untested_optimizer": config.optim.name == "muon",  # DeepSpeed has tested its own Muon
         "steps_per_print": None,
         "wall_clock_breakdown": False,
         "timers": {"throughput": {"enabled": False}},  # would wait for the device twice in each micro-batch

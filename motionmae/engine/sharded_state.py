@@ -1,6 +1,7 @@
 """Read and set whole tensors of a ZeRO engine, one parameter at a time, at every stage.
 
-A checkpoint that does not depend on world size and ZeRO stage needs each parameter and its two AdamW moments in full.
+A checkpoint that does not depend on world size and ZeRO stage needs each parameter and its two AdamW moments in full
+(of a matrix that Muon trains, the first is its momentum and the second stays zero).
 DeepSpeed's own loaders refuse a different world size, and at stage 3 they mix up parameter groups. By stage, a rank
 holds:
 

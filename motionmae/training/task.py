@@ -35,7 +35,7 @@ class Task(Protocol):
         """
 
     def parameter_groups(self, model: nn.Module) -> Groups:
-        """Return the parameter groups for AdamW of a model that ZeRO has not partitioned yet."""
+        """Return the parameter groups of a model that ZeRO has not partitioned yet, before Muon's are split off."""
 
     def forward(self, engine: Engine, batch: Batch) -> Sequence[Tensor]:
         """Compute the scalar losses of a micro-batch, in the order of ``losses``, on the engine's device."""

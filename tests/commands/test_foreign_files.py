@@ -82,6 +82,7 @@ LINES = {
     "shards stats": "{world}/shards --json {out}/figures.json --picture {out}/classes.png",
     "shards preview": "{world}/shards --out {out}/sheet.png",
     "shards merge": "{world}/shards {world}/more --out {out}/merged",
+    "shards motion-labels": "{world}/shards --task arrow --out {out}/arrow",
     "shards beton": "{world}/shards --out {out}/clips.beton",
     "shards toy": "--train 1 --val 1 --size 32 --workers 1 --out {out}/toy",
     "init": "{world}/videos --name own --data {out}/own",
@@ -119,7 +120,7 @@ INPUTS = {"videos", "annotations", "shards", "folder", "folders", "davis", "eval
           "classes", "data"}  # fmt: skip
 """Names of all arguments that are paths."""
 
-REFUSED_AGAIN = {"shards merge", "submit", "init"}
+REFUSED_AGAIN = {"shards merge", "shards motion-labels", "submit", "init"}
 """Commands that refuse to run again on their own results."""
 
 each_command = pytest.mark.parametrize(
@@ -226,6 +227,7 @@ TRAPS = {
         "made/.make_shards/plan.json",
     ],
     "shards merge": ["merged/merged-results.csv", "merged/manifest.json", "merged/quarantine.jsonl"],
+    "shards motion-labels": ["arrow/arrow-000000.tar", "arrow/manifest.json"],
     "davis": ["masks/bear.png", "masks/bear/00000.png", "masks/cache_key.json"],
     "features": ["features.npz.parts/notes.txt", "features.npz.parts/cache_key.json"],
     "submit": ["submitted/tiny/config.yaml", "submitted/tiny/job.json", "submitted/tiny/events.jsonl"],

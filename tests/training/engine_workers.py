@@ -25,7 +25,7 @@ from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.end_reason import EndReason, classify_error
 from motionmae.training import nonfinite
 from motionmae.training.pretrain import Pretraining
-from tests.training.tiny import TinyModel, config, micro_batches
+from tests.training.tiny import TinyBlocks, TinyModel, config, micro_batches
 
 Weights = dict[str, torch.Tensor]
 
@@ -35,7 +35,7 @@ SMALLEST_MESSAGE = 100
 
 def new_engine(settings: Config) -> tuple[Engine, DistributedContext]:
     rank = init_distributed(settings.engine)
-    model = TinyModel()
+    model = TinyBlocks() if settings.optim.name == "muon" else TinyModel()
     return Engine(model, Pretraining(settings).parameter_groups(model), settings, rank), rank
 
 
@@ -172,11 +172,13 @@ def operators_probed_on(device: str) -> int:
     return len(probes)
 
 
-def save_all(folder: Path, zeros: list[int], steps: int, more: int) -> dict[int, tuple[list[float], Weights]]:
+def save_all(
+    folder: Path, zeros: list[int], steps: int, more: int, optimizer: str = "adamw"
+) -> dict[int, tuple[list[float], Weights]]:
     """Each stage: train, save in ``folder/STAGE``, train on; return the losses after the save and the final weights."""
     results = {}
     for zero in zeros:
-        settings = config(zero)
+        settings = config(zero, optimizer=optimizer)
         engine, rank = new_engine(settings)
         for step in range(steps):
             take_step(engine, settings, rank, step)
@@ -189,13 +191,13 @@ def save_all(folder: Path, zeros: list[int], steps: int, more: int) -> dict[int,
 
 
 def load_all(
-    folder: Path, saved: list[int], zeros: list[int], steps: int, more: int
+    folder: Path, saved: list[int], zeros: list[int], steps: int, more: int, optimizer: str = "adamw"
 ) -> dict[tuple[int, int], tuple[list[float], Weights, int]]:
     """Continue every checkpoint of :func:`save_all` at every stage of ``zeros``."""
     results = {}
     for before in saved:
         for zero in zeros:
-            settings = config(zero)
+            settings = config(zero, optimizer=optimizer)
             engine, rank = new_engine(settings)
             found = sharded.find_newest(CheckpointStore(folder / str(before)), rank, print)
             assert found is not None

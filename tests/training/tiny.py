@@ -29,13 +29,46 @@ class TinyModel(nn.Module):
         return Losses(space + time, space, time)
 
 
+class TinyBlocks(TinyModel):
+    """A TinyModel with matrices in blocks, which Muon trains: a wide, a tall and a square one of odd sizes.
+
+    Their gradients have full rank for 12 samples: Muon amplifies rounding in directions without a gradient.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(37, 11), nn.Linear(11, 11, bias=False), nn.Linear(11, 37)])
+
+    def forward(self, clips: Tensor, seeds: Tensor, flow: Tensor | None = None) -> Losses:
+        hidden = torch.tanh(self.rise(clips))
+        for block in self.blocks:
+            hidden = torch.tanh(block(hidden))
+        hidden = self.norm(hidden)
+        space = (self.space(hidden) - clips).pow(2).mean()
+        time = (self.time(hidden) - clips[:, :5] * seeds[:, None]).pow(2).mean()
+        return Losses(space + time, space, time)
+
+
 def config(
-    zero: int = 0, *, batch: int = 12, micro_batch_size: int = 2, precision: str = "fp32", clip: float = 0
+    zero: int = 0,
+    *,
+    batch: int = 12,
+    micro_batch_size: int = 2,
+    precision: str = "fp32",
+    clip: float = 0,
+    optimizer: str = "adamw",
 ) -> Config:
     return Config(
         name="tiny",
         optim=OptimConfig(
-            global_batch_size=batch, epochs=2, warmup_epochs=1, base_lr=0.2, clip_grad=clip, weight_decay=0.1, min_lr=0
+            name=optimizer,
+            global_batch_size=batch,
+            epochs=2,
+            warmup_epochs=1,
+            base_lr=0.2,
+            clip_grad=clip,
+            weight_decay=0.1,
+            min_lr=0,
         ),
         engine=EngineConfig(zero_stage=zero, micro_batch_size=micro_batch_size, precision=precision, device="cpu"),
     )

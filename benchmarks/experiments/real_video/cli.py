@@ -1,0 +1,163 @@
+"""The command line of benchmarks/experiments/real_video."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from benchmarks.experiments.real_video.hand_made import features_of
+from benchmarks.experiments.real_video.readout import (
+    DECAYS,
+    NEIGHBOURS,
+    Part,
+    accuracy,
+    logistic_regression,
+    most_frequent,
+    nearest_neighbours,
+)
+from motionmae.commands.app import run
+from motionmae.data.held_out.shards import match_classes
+from motionmae.data.open_shards import open_reader
+from motionmae.data.shards.reader import ShardReader
+from motionmae.errors import UserError
+from motionmae.files import write_json
+from motionmae.text import printable
+
+_DESCRIPTION = """\
+Classify real videos by hand-made features and by frozen encoders, with the same classifiers, splits and seeds.
+
+Rows: the most frequent class; appearance (gradients and colours of four frames), motion (histograms of normal flow),
+both; the features of each --encoder. Columns: logistic regression and nearest neighbours. Weight decay and number of
+neighbours are chosen on a quarter of the training videos, whole groups together, which a seed draws; the classifier is
+then trained on all training videos. Test videos choose nothing."""
+
+_EXAMPLES = """\
+examples (REAL stands for `python -m benchmarks.experiments.real_video`):
+  REAL --train data/ut/train --test data/ut/val
+  REAL --train data/jhmdb/fold1 --test data/jhmdb/fold2 --group '(.*?)_[a-z_]+_[ufhl]_[nc]m_np'
+  REAL --train data/ut/train --test data/ut/val --encoder both=runs/both scratch=runs/untrained --json ut.json"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    return run(lambda: _run(parser().parse_args(sys.argv[1:] if argv is None else argv)))
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.experiments.real_video",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("--train", required=True, help="folder of labelled shards")
+    add("--test", required=True, help="folder of labelled shards with the same classes")
+    add("--encoder", nargs="+", default=[], metavar="NAME=WEIGHTS", help="frozen encoders, each with a name")
+    add("--seed", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="seeds (0 1 2)")
+    add("--group", type=re.compile, metavar="REGEX", help="its first group names the recording of a video's path")
+    add("--json", type=Path, metavar="FILE", help="file for all figures")
+    return made
+
+
+def _run(options: argparse.Namespace) -> int:
+    readers = [open_reader(shards) for shards in (options.train, options.test)]
+    classes = readers[0].manifest.class_names
+    logits = match_classes(classes, readers[1].manifest.class_names, options.test)
+    numbers = [np.arange(len(classes)), logits]
+    parts = [_described(reader, one, options.group) for reader, one in zip(readers, numbers, strict=True)]
+    rows: list[dict[str, Any]] = []
+    hand_made = [_hand_made(reader) for reader in readers]
+    for name, columns in {"appearance": [0], "motion": [1], "appearance and motion": [0, 1]}.items():
+        chosen = [np.concatenate([values[column] for column in columns], axis=1) for values in hand_made]
+        rows.append(_row(name, parts, chosen, options.seed))
+    for named in options.encoder:
+        name, is_named, weights = named.partition("=")
+        if not is_named:
+            raise UserError(f"--encoder {named} has no name: write NAME={named}")
+        rows.append(_row(name, parts, _encoded(weights, readers), options.seed))
+    baseline = most_frequent(*parts)
+    print(f"{len(parts[0].labels)} training and {len(parts[1].labels)} test videos, {len(classes)} classes\n")
+    print(as_markdown(baseline, rows))
+    if options.json:
+        report = {
+            "train": readers[0].manifest.fingerprint,
+            "test": readers[1].manifest.fingerprint,
+            "seeds": options.seed,
+            "most_frequent": baseline,
+            "rows": rows,
+        }
+        write_json(options.json, report)
+    return 0
+
+
+def _described(reader: ShardReader, numbers: np.ndarray, pattern: re.Pattern[str] | None) -> Part:
+    """Return labels and groups of all samples, without features."""
+    labels, groups = [], []
+    for sample in range(reader.manifest.samples):
+        label = reader.read_meta(sample).label
+        if label < 0:
+            raise UserError(f"{reader.folder} has a video without a class: give shards of a split with labels")
+        labels.append(int(numbers[label]))
+        groups.append(group_of(str(reader.read_json(sample)["source"]), pattern))
+    return Part(np.empty((len(labels), 0), np.float32), np.array(labels, np.int64), groups)
+
+
+def group_of(source: str, pattern: re.Pattern[str] | None) -> str:
+    """Return the first group of the pattern in the path of a video; the path itself without a match."""
+    found = pattern.search(source) if pattern else None
+    return found[1] if found and found.groups() else source
+
+
+def _hand_made(reader: ShardReader) -> tuple[np.ndarray, np.ndarray]:
+    found = [features_of(reader, sample) for sample in range(reader.manifest.samples)]
+    return np.stack([one for one, _ in found]), np.stack([two for _, two in found])
+
+
+def _encoded(weights: str, readers: Sequence[ShardReader]) -> list[np.ndarray]:
+    """Return the features of a frozen encoder for all samples, computed once per weights (`motionmae knn`)."""
+    from motionmae.config import EngineConfig
+    from motionmae.distributed.process_group import distributed
+    from motionmae.evaluation.features import features_of_shards
+    from motionmae.evaluation.load_model import choose_weights, load_embedding
+
+    with distributed(EngineConfig()) as rank:
+        source = choose_weights(rank, weights, None, ())
+        model, loaded = load_embedding(source)
+        found = []
+        for reader in readers:
+            results = features_of_shards(model, loaded.config, reader, source.results / "knn", rank)
+            if results.unreadable:
+                raise UserError(f"{reader.folder} has unreadable videos: check it with `motionmae shards verify`")
+            found.append(np.stack([results.values[str(sample)] for sample in range(reader.manifest.samples)]))
+        return found
+
+
+def _row(name: str, parts: Sequence[Part], features: Sequence[np.ndarray], seeds: Sequence[int]) -> dict[str, Any]:
+    train, test = (Part(x, part.labels, part.groups) for x, part in zip(features, parts, strict=True))
+    row: dict[str, Any] = {"features": name}
+    methods = {"logistic_regression": (logistic_regression, DECAYS), "neighbours": (nearest_neighbours, NEIGHBOURS)}
+    for title, (classify, settings) in methods.items():
+        found = [accuracy(classify, settings, train, test, seed) for seed in seeds]
+        row[title] = {"top1": [top1 for top1, _ in found], "settings": [setting for _, setting in found]}
+    return row
+
+
+def as_markdown(baseline: float, rows: Sequence[dict[str, Any]]) -> str:
+    """Return a table of top-1 in percent: mean ± standard deviation over the seeds, and each seed."""
+    lines = ["| features | logistic regression | nearest neighbours |", "|---|---|---|"]
+    lines.append(f"| none: the most frequent class | {baseline:.1f} | {baseline:.1f} |")
+    for row in rows:
+        cells = [_figures(row[title]["top1"]) for title in ("logistic_regression", "neighbours")]
+        lines.append(f"| {printable(row['features'])} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _figures(values: Sequence[float]) -> str:
+    spread = f" ± {stdev(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{spread}"
