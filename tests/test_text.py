@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from motionmae.text import get_logger, join_lines, picture_text, printable, say
+from motionmae.text import excerpt, get_logger, join_lines, picture_text, printable, say
 
 ROOT = Path(__file__).resolve().parents[1]
 _SOURCES = [path for name in ("motionmae", "data_tools", "monitoring", "slurm") for path in (ROOT / name).rglob("*.py")]
@@ -124,3 +124,9 @@ def test_text_is_shown_only_by_functions_that_escape_it(path: Path) -> None:
 )
 def test_the_rule_finds(code: str) -> None:
     assert list(_refused(ast.parse(code)))
+
+
+def test_an_excerpt_is_cut_after_the_most_characters() -> None:
+    assert excerpt("abcdef", most=6) == "abcdef"
+    assert excerpt("abcdefg", most=6) == "abcdef..."
+    assert excerpt("abcde", most=6) == "abcde"

@@ -132,7 +132,8 @@ class RequeuePolicy:
         held = scontrol.expand_nodes(job.detail)
         if job.batch_host not in held:  # Slurm has given up the node of this process
             return []
-        up = [node for node in held if node not in {*lost, *scontrol.down_nodes(held)}]
+        down = {*lost, *scontrol.down_nodes(held)}
+        up = [node for node in held if node not in down]
         failed = self.attempts.excluded_nodes()
         return choose_nodes(up, failed, counts) or choose_nodes(up, self.nodes_to_avoid(), counts)
 

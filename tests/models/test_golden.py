@@ -12,7 +12,7 @@ import torch
 
 from motionmae.config import Config
 from motionmae.models.motionmae import build_motionmae, no_decay
-from tests.models.tiny import moving_clips, tiny
+from tests.models.tiny import moving_clips, needs_pinned_torch, tiny
 
 STORED = Path(__file__).with_name("golden_losses.json")
 STEPS = 50
@@ -45,6 +45,7 @@ def losses(config: Config) -> dict[str, list[float]]:
     return {name: [row[i] for row in rows] for i, name in enumerate(("total", "space", "time"))}
 
 
+@needs_pinned_torch
 @pytest.mark.parametrize("name", CONFIGS)
 def test_losses_are_the_stored_ones(name: str):
     found, stored = losses(CONFIGS[name]), json.loads(STORED.read_text())[name]

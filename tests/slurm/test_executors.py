@@ -156,3 +156,65 @@ def test_only_named_variables_of_the_shell_are_written(monkeypatch: pytest.Monke
         "PYTHONPATH",
         "SUBMITIT_EXECUTOR",
     ]
+
+
+def test_every_variable_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "NCCL_DEBUG", "PYTHONPATH", "TORCH_FR_BUFFER_SIZE", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+    config = _config(gpus_per_node=8, master_interface="ib0")
+    expected = {
+        "OMP_NUM_THREADS": "1",
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_FR_DUMP_TEMP_FILE": f"{Path.cwd()}/runs/demo/logs/collectives_rank_",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "NCCL_DEBUG": "WARN",
+        "MOTIONMAE_MASTER_INTERFACE": "ib0",
+        "PYTHONPATH": "/run/code/abc",
+    }
+    suffix = executors.job_environment(_config(master_suffix="-ib"), CODE, "slurm")
+    assert suffix["MOTIONMAE_MASTER_SUFFIX"] == "-ib"
+    assert "MOTIONMAE_MASTER_INTERFACE" not in suffix
+    assert executors.job_environment(config, CODE, "slurm") == expected
+    assert executors.job_environment(config, CODE, "local") == expected | {"GLOO_SOCKET_IFNAME": "lo"}
+    assert executors.job_environment(config, CODE, "slurm", {"NCCL_DEBUG": "INFO"})["NCCL_DEBUG"] == "INFO"
+
+
+def test_the_batch_script_gets_every_number_of_the_config() -> None:
+    config = _config(
+        max_retries=7, nodes=3, ntasks_per_node=2, signal_seconds=210, preflight_seconds=33, heartbeat_seconds=11,
+        max_timeouts=9, cpus_per_task=6, gpus_per_node=0,
+    )  # fmt: skip
+    executor = executors.TrainingExecutor(config, LOGS, CODE, {}, {})
+    assert executor.max_num_timeout == 9
+    (command,) = (line for line in executor.script().splitlines() if " srun " in line)
+    supervisor, srun, _ = command.split(" -- ")
+    assert supervisor.split()[4:] == [
+        f"{Path.cwd()}/runs/demo", "--max-retries=7", "--node-counts=3", "--ntasks-per-node=2", "--signal-seconds=210",
+        "--join-seconds=33", "--heartbeat-seconds=11", "--standby",
+    ]  # fmt: skip
+    assert srun.split() == [
+        "srun", "--unbuffered", "--output", f"{LOGS}/%j_%t_log.out", "--kill-on-bad-exit=1", "--cpus-per-task=6",
+        "--distribution=block",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spares", "least", "goes_on"), [(0, 0, False), (1, 0, True), (0, 1, True)])
+def test_a_run_with_spares_or_a_smallest_size_goes_on_without_a_node(spares: int, least: int, goes_on: bool) -> None:
+    script = _script(_config(nodes=2, spares=spares, min_nodes=least, ntasks_per_node=1, gpus_per_node=0))
+    assert ("#SBATCH --no-kill\n" in script) is goes_on
+    assert (" --no-kill -- srun " in script) is goes_on
+    assert f"#SBATCH --nodes={'2-3' if spares else 2}\n" in script
+
+
+def test_gpus_per_task_need_a_fixed_number_of_nodes() -> None:
+    values = {"gpus_per_node": 4, "ntasks_per_node": 4, "gpu_option": "gpus-per-task"}
+    script = _script(_config(nodes=2, spares=1, **values))
+    assert "#SBATCH --nodes=3\n" in script
+    assert "#SBATCH --gpus-per-task=1\n" in script
+
+
+def test_a_chain_has_a_name_of_its_own_folder() -> None:
+    names = {executors.job_name(_config(chain=1).updated({"output_dir": folder})) for folder in ("/a", "/b")}
+    assert len(names) == 2
+    assert all(len(name) == len("demo-") + 8 and name.startswith("demo-") for name in names)
+    assert executors.job_name(_config(chain=0)) == "demo"

@@ -19,7 +19,7 @@ from motionmae.distributed.process_group import init_distributed
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.training.pretrain import Pretraining
 from motionmae.training.state import build_schedule
-from tests.models.tiny import moving_clips, tiny
+from tests.models.tiny import moving_clips, needs_pinned_torch, tiny
 from tests.training.launch import run_ranks
 
 STORED = Path(__file__).with_name("golden_losses.json")
@@ -71,6 +71,7 @@ def found(request: pytest.FixtureRequest) -> dict[str, list[list[float]]]:
     return dict(zip(CONFIGS, run_ranks(request.param, losses, configs)[0], strict=True))
 
 
+@needs_pinned_torch
 @pytest.mark.parametrize("name", CONFIGS)
 def test_losses_are_the_stored_ones(name: str, found: dict[str, list[list[float]]]):
     stored = json.loads(STORED.read_text())[name]

@@ -141,7 +141,8 @@ def test_killed_and_started_again_equals_undisturbed(
 def test_killed_at_many_steps_equals_undisturbed(
     world: int, zero: int, shards: Path, undisturbed: dict[tuple[int, int], Config], tmp_path: Path
 ):
-    rows = (2, 3, 6, 8)
+    """Every pair: each stage and each number of ranks with each step, and each stage with each number of ranks."""
+    rows = (2, 6) if (world + zero) % 2 else (3, 8)
     configs = [tiny_run(shards, tmp_path / str(row), engine={"zero_stage": zero}) for row in rows]
     for config, row in zip(configs, rows, strict=True):
         kill_after(config, world, row)

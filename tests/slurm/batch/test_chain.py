@@ -1,12 +1,14 @@
 """Chain of jobs. Slurm's commands are missing here, as on a node without them; the lab has the real ones."""
 
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import append_row
+from slurm import scontrol
 from slurm.batch.chain import LINK_VARIABLE, MOST_STALLED, Chain, dependency_of_link
 from slurm.job_state import JobRecord
 
@@ -35,6 +37,35 @@ def test_a_link_takes_the_run_over(run: RunFolder) -> None:
     assert (record.chain, record.waiting) == (("7", "8", "9"), ("9",))
     assert Chain(run, "8").hand_over({"StartTime": "now+60"}) == "9"
     assert Chain(run, "9").hand_over({}) == ""
+
+
+def test_only_the_next_link_gets_changes(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed: list[tuple[str, dict[str, str]]] = []
+    monkeypatch.setattr(scontrol, "update", lambda job_id, changes: changed.append((job_id, changes)))
+    Chain(run, "7").hand_over({})
+    assert changed == []
+    assert Chain(run, "7").hand_over({"StartTime": "now+60"}) == "8"
+    assert changed == [("8", {"StartTime": "now+60"})]
+
+
+def test_a_missing_link_is_submitted(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted: list[str] = []
+
+    def submit(script: str, *options: str) -> CompletedProcess[str]:
+        submitted.append(f"{script} {' '.join(options)}")
+        return CompletedProcess([], 0, str(10 + len(submitted)), "")
+
+    monkeypatch.setattr(scontrol, "batch_script", "script of {}".format)
+    monkeypatch.setattr(scontrol, "submit_script", submit)
+    (run.path / "8_submitted.pkl").write_bytes(b"the job")
+    Chain(run, "8").take_over(newest_step=5)  # one link is left of two
+    (call,) = submitted
+    assert call.startswith("script of 8 --dependency=singleton ")
+    assert f"{LINK_VARIABLE}=1" in call
+    record = JobRecord.read(run.path)
+    assert record is not None
+    assert record.waiting == ("9", "11")
+    assert (run.path / "11_submitted.pkl").read_bytes() == b"the job"
 
 
 def test_a_link_that_finds_the_run_finished_ends_at_once(run: RunFolder) -> None:
