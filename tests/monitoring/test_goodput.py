@@ -124,6 +124,30 @@ def test_skipped_steps_are_lost_work():
     assert track_goodput(run.rows).totals().productive == 3
 
 
+def test_a_step_that_was_skipped_before_a_restart_is_lost_once():
+    run = FakeRun()
+    run.start()
+    run.train(2, wait=0, other=0)
+    run.save()
+    run.rows.append({"kind": "nonfinite", "step": 3, "time": run.now})
+    run.spend("downtime", 5)
+    run.start()
+    run.train(3, wait=0, other=0)
+    assert_is(track_goodput(run.rows).totals(), run)
+    assert track_goodput(run.rows).totals().badput["lost_work"] == 0
+
+
+def test_a_run_is_silent_after_three_intervals_and_a_minute():
+    run = FakeRun()
+    run.start()
+    run.train(10)
+    run.train(10)
+    tracker = track_goodput(run.rows)
+    assert tracker.row_interval == pytest.approx(13)
+    assert not tracker.is_silent(run.now + 3 * 13 + 59)
+    assert tracker.is_silent(run.now + 3 * 13 + 61)
+
+
 def test_starting_a_finished_run_again_changes_nothing():
     run = FakeRun()
     run.start()

@@ -221,3 +221,11 @@ def test_names_of_files_cannot_write_to_the_terminal(repository: Path) -> None:
     assert list(code_snapshot.collect(repository).notes()) == [
         "the code snapshot holds files that are not in git: a\\x1b[2J\\nb.py"
     ]
+
+
+def test_a_program_that_becomes_executable_is_another_snapshot(repository: Path) -> None:
+    before = code_snapshot.collect(repository).name
+    (repository / "package/module.py").chmod(0o755)
+    after = code_snapshot.collect(repository).name
+    assert before != after
+    assert len(after) == 12

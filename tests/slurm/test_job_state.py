@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from motionmae.errors import UserError
-from slurm import job_state, scontrol
+from slurm import job_state, scontrol, submission
 from slurm.job_state import JobRecord, current_job, follow, state_of, submission_lock
 from slurm.scontrol import JobState, parse_job
+from tests.slurm.batch.controller import NO_ANSWER, REFUSED, Controller
 from tests.slurm.jobs import Starter
 
 LOCAL = JobRecord("local", "123", "/logs/123_0_log.out", "/code", 1.0)
@@ -198,3 +199,92 @@ def test_any_other_json_is_refused_in_one_sentence(text: str, tmp_path: Path) ->
     (tmp_path / "job.json").write_text(text)
     with pytest.raises(UserError, match=r"job\.json is damaged"):
         JobRecord.read(tmp_path)
+
+
+def test_of_two_submissions_at_once_the_second_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, site, config = submission.read(["--cluster", "local", "--config", "demo"])
+    monkeypatch.setattr(submission, "check_inputs", lambda *_: None)
+    config.run_folder.mkdir(parents=True)
+    JobRecord("local", "9", "/logs/9_0_log.out", "/code", 1.0).write(config.run_folder)
+    with pytest.raises(UserError, match="was submitted by another command a moment ago"):
+        submission.submit(arguments, site, config, None)
+
+
+@pytest.fixture
+def controller(monkeypatch: pytest.MonkeyPatch) -> Controller:
+    found = Controller()
+    monkeypatch.setattr(scontrol, "_run", found.run)
+    return found
+
+
+def test_a_busy_controller_is_asked_three_times_for_a_change(controller: Controller) -> None:
+    asked = "scontrol update JobId=7 StartTime=now+60 ExcNodeList="
+    assert scontrol.update("7", {"StartTime": "now+60", "ExcNodeList": ""})
+    assert controller.calls == [asked]
+    for answer, count in ((NO_ANSWER, 3), ((1, "", "Socket timed out"), 3), (REFUSED, 1)):
+        controller.answers[asked] = answer
+        controller.calls.clear()
+        assert not scontrol.update("7", {"StartTime": "now+60", "ExcNodeList": ""})
+        assert controller.calls == [asked] * count
+    controller.answers[asked] = [NO_ANSWER, ""]
+    assert scontrol.update("7", {"StartTime": "now+60", "ExcNodeList": ""})
+
+
+def test_a_requeue_waits_ten_minutes_for_the_controller(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(scontrol.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(scontrol.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    assert scontrol.requeue("7")
+    controller.answers["scontrol requeue 7"] = REFUSED
+    assert not scontrol.requeue("7")
+    assert now == [0]
+    controller.answers["scontrol requeue 7"] = [NO_ANSWER, NO_ANSWER, ""]
+    assert scontrol.requeue("7")
+    assert now == [10]
+    controller.answers["scontrol requeue 7"] = NO_ANSWER
+    assert not scontrol.requeue("7")
+    assert now == [10 + 605]
+
+
+def test_a_job_that_is_submitted_inside_a_job_inherits_none_of_its_variables(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    controller.answers["sbatch"] = "12;cluster\n"
+    done = scontrol.submit_script("#!/bin/sh", "--begin=now")
+    assert (done.stdout, done.returncode, controller.calls) == ("12", 0, ["sbatch --parsable --begin=now"])
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    scontrol.submit_script("#!/bin/sh")
+    outside, inside = controller.environments
+    assert outside is None
+    assert inside is not None
+    assert {key for key in inside if key.startswith("SLURM")} == {"SLURM_CONF"}
+    assert inside["PATH"] == os.environ["PATH"]
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "down"),
+    [
+        ("IDLE", "", {}), ("MIXED+DRAIN", "Reason=busy [root@now]", {}), ("ALLOCATED", "", {}),
+        ("DOWN", "Reason=power supply [root@now]", {"n1": "power supply"}), ("FAIL", "", {"n1": "it does not answer"}),
+        ("IDLE*", "Reason=Not responding [slurm@now]", {"n1": "Not responding"}),
+        ("IDLE+NOT_RESPONDING", "", {"n1": "it does not answer"}), ("DOWN*+DRAIN", "Reason=dead", {"n1": "dead"}),
+    ],
+)  # fmt: skip
+def test_nodes_that_are_down(controller: Controller, state: str, reason: str, down: dict[str, str]) -> None:
+    controller.answers["scontrol show node -o n1,n2"] = f"NodeName=n1 State={state} {reason}\nNodeName=n2 State=IDLE\n"
+    assert scontrol.down_nodes(["n1", "n2"]) == down
+
+
+def test_the_queue_is_asked_once_for_many_jobs(controller: Controller) -> None:
+    controller.answers["squeue --noheader --format %i|%r --jobs 7,8"] = "7|None\n8|Resources\n"
+    assert scontrol.queued_jobs(["7", "8"]) == {"7": "None", "8": "Resources"}
+    controller.answers["squeue"] = (1, "", "slurm_load_jobs error: Invalid job id specified")
+    assert scontrol.queued_jobs(["9"]) == {}
+    controller.answers["squeue"] = NO_ANSWER
+    assert scontrol.queued_jobs(["9"]) is None

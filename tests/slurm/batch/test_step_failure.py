@@ -1,7 +1,7 @@
 import pytest
 
 from motionmae.runs.end_reason import EndReason
-from slurm.batch.step_failure import Ended, Failure, find_cause, find_failure
+from slurm.batch.step_failure import Ended, Failure, failed_nodes, find_cause, find_failure
 
 STEP = "srun: launch/slurm: _step_signal: Terminating StepId=1.0"
 
@@ -64,3 +64,30 @@ def test_the_cause_of_an_attempt_is_its_first_end_unless_another_says_more(
 ) -> None:
     cause = find_cause(ended, lines)
     assert (cause.reason if cause else None) == reason
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (2, EndReason.USER_ERROR), (81, EndReason.STOPPED), (80, EndReason.LEASE_LOST), (77, EndReason.BAD_NODE),
+        (74, EndReason.NO_STORAGE), (75, EndReason.PREEMPTED),
+    ],
+)  # fmt: skip
+def test_what_a_rank_says_of_itself_counts_more_than_that_ranks_lost_each_other(status: int, reason: EndReason) -> None:
+    lines = [
+        f"srun: error: node{task}: task {task}: Exited with exit code {code}" for task, code in ((1, 76), (2, status))
+    ]
+    node = "node2" if reason is EndReason.BAD_NODE else ""
+    assert find_failure(lines) == Failure(reason, node, status)
+    assert find_cause([Ended("node1", 76), Ended("node2", status)], []) == Failure(reason, node, status)
+
+
+@pytest.mark.parametrize("end", ["Killed", "Segmentation fault", "Bus error", "Illegal instruction"])
+def test_the_node_is_blamed_for_a_signal_of_its_own(end: str) -> None:
+    assert find_failure([f"srun: error: node3: task 1: {end}"]) == Failure(EndReason.KILLED, "node3", 137)
+
+
+def test_nodes_that_slurm_has_found_dead() -> None:
+    lines = ["srun: error: node1: task 0: Killed", "srun: error: Node failure on node[2-3]", "srun: done"]
+    assert failed_nodes(lines) == ["node2", "node3"]
+    assert failed_nodes(lines[:1]) == []

@@ -101,3 +101,17 @@ def test_a_replacement_is_not_taken_for_another_listed_clip_of_its_video(tmp_pat
     file = write(tmp_path / "train.csv", f"{HEADER}archery,aaaaaaaaaaa,1,11,train\nbowling,aaaaaaaaaaa,21,31,train\n")
     split = read_split("k400", videos, file, "train")
     assert [video.source for video in split.videos] == [f"replacement/{first}", f"train/{second}"]
+
+
+def test_all_400_names_without_a_label_map_are_numbered_alphabetically(tmp_path):
+    """In any other order, the numbers of the train and the val run would differ."""
+    names = [f"class {number:03d}" for number in range(400)]
+    rows = [f"{name},id{name[-3:]},0,10,val\n" for name in reversed(names)]
+    header = "label,youtube_id,time_start,time_end,split\n"
+    write(tmp_path / "csv" / "kinetics-400_val.csv", header + "".join(rows))
+    videos = touch(tmp_path / "videos", "id007_000000_000010.mp4")
+    split = read_split("k400", videos, tmp_path / "csv", "val")
+    assert split.class_names == tuple(names)
+    assert not any("classes" in note for note in split.notes)
+    write(tmp_path / "csv" / "kinetics-400_train.csv", header + "another,x,0,10,train\n")
+    assert "name 401 of the 400 classes" in " ".join(read_split("k400", videos, tmp_path / "csv", "val").notes)
