@@ -1,11 +1,10 @@
 """Check of a resume before its submission, and the settings that a dry run points out."""
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from motionmae.config import Config, absolute_paths, flat, load_config
+from motionmae.config import Config, absolute_paths, saved_config
+from motionmae.config.differences import describe_differences
 from motionmae.config.resume import check_same_run
 from motionmae.errors import UserError
 from motionmae.json_text import JsonModel
@@ -34,26 +33,12 @@ def check_resume(config: Config) -> None:
             continue
         check_same_run(saved, config)
         return
-    if (running := _config_of(folder.config)) and current_holder(folder.path):
-        check_same_run(running.model_dump(mode="json"), config)
+    if (running := saved_config(folder.config)) and current_holder(folder.path):
+        check_same_run(absolute_paths(running).model_dump(mode="json"), config)
 
 
-def differences(config: Config) -> Iterator[str]:
+def differing_settings(config: Config) -> Iterator[str]:
     """Yield the settings that differ from the defaults, and from the last attempt of the run, as lines of comments."""
-    now = flat(config.model_dump(mode="json"))
-    last = _config_of(RunFolder(config.run_folder).config)
-    for title, word, other in (("the defaults", "default", Config()), ("the last attempt of this run", "was", last)):
-        if other is None:
-            continue
-        before = flat(other.model_dump(mode="json"))
-        changed = [key for key in now if now[key] != before[key]]
-        yield f"# {len(changed) or 'no'} settings differ from {title}{':' if changed else ''}"
-        width = max(map(len, changed), default=0)
-        yield from (f"#   {key:{width}}  {json.dumps(now[key])}  ({word} {json.dumps(before[key])})" for key in changed)
-
-
-def _config_of(path: Path) -> Config | None:
-    try:
-        return absolute_paths(load_config(str(path))) if path.is_file() else None
-    except UserError:
-        return None
+    last = saved_config(RunFolder(config.run_folder).config)
+    for other in (None, last) if last else (None,):
+        yield from (f"# {line}" for line in describe_differences(config, other))

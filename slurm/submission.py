@@ -30,7 +30,7 @@ from slurm.executors import TrainingExecutor, job_environment, log_folder
 from slurm.job import TrainJob
 from slurm.job_state import JobRecord, current_job, follow, rank_zero_log, submission_lock
 from slurm.local_executor import DetachedLocalExecutor
-from slurm.resume_check import check_resume, differences
+from slurm.resume_check import check_resume, differing_settings
 
 _CONDITION = r"(after(ok|any|notok|corr|burstbuffer)?(:\d+(_(\d+|\*))?(\+\d+)?)+|singleton)"
 _DEPENDENCY = re.compile(rf"{_CONDITION}([,?]{_CONDITION})*")  # sbatch(1), --dependency
@@ -138,7 +138,7 @@ def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
     else:
         command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
         script = f"cd {shlex.quote(str(code))} && {command}   # x {config.launch.ntasks_per_node} ranks\n"
-    for line in differences(config):
+    for line in differing_settings(config):
         say(line)
     say()
     say(script, keep=LINES)

@@ -15,6 +15,9 @@ _LONG_SECONDS = 60  # longer videos are cut into samples
 _CPU_STEPS, _GPU_STEPS = 6_000, 40_000
 _FINETUNE_STEPS = 1_500
 _FEW_STEPS_AN_EPOCH = 8
+_NAME = "the run folder is runs/NAME"
+_SHARDS = "folder of the training shards"
+_WARMUP = "the learning rate rises so long"
 _LEFT_RIGHT = ("left", "right", "clockwise")
 _SMALL_SIDE = 168  # pixels; below it, 224 would be an enlargement of a quarter
 
@@ -27,7 +30,7 @@ class Choice:
 
     key: str  # section.key
     value: Value
-    why: str = ""
+    why: str
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,21 @@ def choose_pretraining(survey: Survey, machine: Machine, name: str, shards: str,
     clip = _choose_clip(survey, start, bool(machine.gpus))
     batch, micro = _choose_batch(survey, machine, start, [*model, *clip])
     data = [
-        Choice("data.shards", shards),
+        Choice("data.shards", shards, _SHARDS),
         _choose_flip(survey, bool(machine.gpus)),
         *_choose_decoding(machine),
     ]
     length = _choose_length(survey, batch, _GPU_STEPS if machine.gpus else _CPU_STEPS, machine)
     logs = _choose_logs(survey, batch, int(length[0].value))
     launch = _choose_launch(machine)
-    choices = [Choice("name", name), *model, *clip, *data, *batch_choices(survey, batch, micro, machine), *length]
+    choices = [
+        Choice("name", name, _NAME),
+        *model,
+        *clip,
+        *data,
+        *_batch_choices(survey, batch, micro, machine),
+        *length,
+    ]
     choices += [*logs, *launch, *_choose_validation(survey, held_out, int(length[0].value), clips=256)]
     return Recipe(base, tuple(choices))
 
@@ -71,18 +81,18 @@ def choose_finetuning(
     of = pretrained.overrides
     batch, micro = int(of["optim.global_batch_size"]), int(of["engine.micro_batch_size"])
     length = _choose_length(survey, batch, _FINETUNE_STEPS * (4 if machine.gpus else 1), machine, fewest=20, most=200)
-    warm = Choice("optim.warmup_epochs", max(1, int(length[0].value) // 20))
+    warm = Choice("optim.warmup_epochs", max(1, int(length[0].value) // 20), _WARMUP)
     rates = [Choice("optim.base_lr", 1e-3, "Table 6b, UCF101")] if machine.gpus else []
     choices = [
-        Choice("name", name),
+        Choice("name", name, _NAME),
         Choice("finetune.init", f"runs/{of['name']}", "the run of the pre-training"),
         *same,
-        Choice("data.shards", shards),
+        Choice("data.shards", shards, _SHARDS),
         Choice("data.sampling", "segments", "a clip spans its whole video, as a test of short actions needs"),
         _choose_flip(survey, default=True),
         *_choose_decoding(machine),
-        Choice("optim.global_batch_size", batch),
-        Choice("engine.micro_batch_size", micro),
+        Choice("optim.global_batch_size", batch, "as in the pre-training"),
+        Choice("engine.micro_batch_size", micro, "as in the pre-training"),
         length[0],
         warm,
         *rates,
@@ -97,8 +107,7 @@ def choose_finetuning(
 def shard_options(survey: Survey, machine: Machine) -> list[str]:
     """Return options of make_shards that fit the videos."""
     options = []
-    seconds = survey.median_frames / survey.fps
-    if seconds > _LONG_SECONDS and not survey.class_names:
+    if is_long(survey) and not survey.class_names:
         options += ["--segment-seconds", "10"]
     if not machine.gpus:
         options += ["--short-side", "96"]
@@ -135,7 +144,8 @@ def _choose_clip(survey: Survey, start: Config, on_gpu: bool) -> list[Choice]:
         why += f"{survey.median_frames} frames"
     if survey.short_frames < frames:
         why = f"the videos have as few as {survey.short_frames} frames, and shorter ones repeat their last frame"
-    choices = [Choice("clip.frames", frames)] if frames != start.clip.frames else []
+    fewer = Choice("clip.frames", frames, f"three quarters of the videos have {survey.short_frames} frames or more")
+    choices = [fewer] if frames != start.clip.frames else []
     choices.append(Choice("clip.stride", stride, why))
     if on_gpu:
         small = survey.short_side < _SMALL_SIDE
@@ -160,7 +170,7 @@ def _choose_batch(survey: Survey, machine: Machine, start: Config, choices: list
     return share * ranks, min(share, 1 << max(0, max(1, largest).bit_length() - 1))
 
 
-def batch_choices(survey: Survey, batch: int, micro: int, machine: Machine) -> list[Choice]:
+def _batch_choices(survey: Survey, batch: int, micro: int, machine: Machine) -> list[Choice]:
     videos, steps = len(survey.train.videos), len(survey.train.videos) // batch
     where = f"fits into {machine.gigabytes:.0f} GB" if machine.gpus else "a forward pass of one process"
     return [
@@ -177,14 +187,14 @@ def _choose_length(
     epochs = min(most, max(fewest, round(steps / steps_per_epoch)))
     total = epochs * steps_per_epoch
     why = f"{total} steps; {'more may help' if fewest == 50 else 'few videos need many passes'} (docs/own_videos.md)"
-    return [Choice("optim.epochs", epochs, why), Choice("optim.warmup_epochs", max(1, round(epochs / 25)))]
+    return [Choice("optim.epochs", epochs, why), Choice("optim.warmup_epochs", max(1, round(epochs / 25)), _WARMUP)]
 
 
 def _choose_logs(survey: Survey, batch: int, epochs: int) -> list[Choice]:
     steps = max(1, len(survey.train.videos) // batch) * epochs
     return [
         Choice("checkpoint.every_steps", max(20, steps // 20), "twenty times in the run"),
-        Choice("log.every_steps", max(1, min(20, steps // 100))),
+        Choice("log.every_steps", max(1, min(20, steps // 100)), "a printed line and a point of the curves"),
     ]
 
 
@@ -192,7 +202,9 @@ def _choose_flip(survey: Survey, default: bool) -> Choice:
     sided = [name for name in survey.class_names if any(word in name.lower() for word in _LEFT_RIGHT)]
     if sided:
         return Choice("data.flip", False, f"a mirrored {sided[0]} would be another class")
-    return Choice("data.flip", default, "no class names a side" if survey.class_names and default else "")
+    if not default:
+        return Choice("data.flip", False, "a small model learns sooner from what it sees often")
+    return Choice("data.flip", True, "no class names a side" if survey.class_names else "a mirrored video is as good")
 
 
 def _choose_decoding(machine: Machine) -> list[Choice]:
@@ -206,9 +218,9 @@ def _choose_launch(machine: Machine) -> list[Choice]:
     if not machine.gpus:
         return [Choice("launch.ntasks_per_node", 1, "one process, which uses all cores")]
     return [
-        Choice("launch.ntasks_per_node", machine.gpus),
-        Choice("launch.gpus_per_node", machine.gpus),
-        Choice("launch.cpus_per_task", max(1, machine.cores // machine.gpus)),
+        Choice("launch.ntasks_per_node", machine.gpus, "one process a GPU"),
+        Choice("launch.gpus_per_node", machine.gpus, "all GPUs of this machine"),
+        Choice("launch.cpus_per_task", max(1, machine.cores // machine.gpus), "its share of the cores"),
     ]
 
 
@@ -217,9 +229,10 @@ def _choose_validation(survey: Survey, held_out: str, epochs: int, clips: int = 
         return []
     choices = [
         Choice("validation.shards", held_out, "held-out videos: what is learned beyond the training videos"),
-        Choice("validation.every_epochs", max(1, epochs // 20)),
+        Choice("validation.every_epochs", max(1, epochs // 20), "twenty times in the run"),
     ]
     if clips:
         count = min(clips, 2 * len(survey.held_out.videos)) if survey.held_out else clips
-        choices.append(Choice("validation.heldout_clips", count))
+        why = "two of each held-out video" if count < clips else "enough for a steady figure"
+        choices.append(Choice("validation.heldout_clips", count, why))
     return choices

@@ -41,4 +41,4 @@ def _line(name: str, choice: Choice) -> str:
     value = json.dumps(choice.value, ensure_ascii=False)
     if isinstance(choice.value, str) and choice.value.replace("/", "").replace("_", "").replace("-", "").isalnum():
         value = choice.value
-    return f"{name}: {value}" + (f"  # {printable(choice.why)}" if choice.why else "")
+    return f"{name}: {value}  # {printable(choice.why)}"

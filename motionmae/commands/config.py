@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from motionmae.commands import app
-from motionmae.config import Config, flat, load_config
+from motionmae.config import Config, load_config
+from motionmae.config.differences import differences
 from motionmae.config.load import CONFIG_FOLDER, known_configs
 from motionmae.config.trees import merge, nest, to_yaml
 from motionmae.text import LINES, say
@@ -41,30 +42,27 @@ def list_configs(arguments: argparse.Namespace) -> int:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    tree = _load(arguments.config, arguments.overrides).model_dump(mode="json")
-    if arguments.changed:
-        tree = _changed(tree)
+    config = _load(arguments.config, arguments.overrides)
+    tree = _changed(config) if arguments.changed else config.model_dump(mode="json")
     say(to_yaml(tree), keep=LINES, end="")
     return 0
 
 
-def _changed(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of ``tree`` that differ from the defaults."""
-    defaults = flat(Config().model_dump(mode="json"))
+def _changed(config: Config) -> dict[str, Any]:
+    """Return the values of ``config`` that differ from the defaults, as a tree."""
     changed: dict[str, Any] = {}
-    for key, value in flat(tree).items():
-        if value != defaults[key]:
-            changed = merge(changed, nest(key, value))
+    for key, (value, _) in differences(config, Config()).items():
+        changed = merge(changed, nest(key, value))
     return changed
 
 
 def diff(arguments: argparse.Namespace) -> int:
     """Print the keys in which two configurations differ. Return 1 if there are any, as `diff` does."""
-    a, b = (flat(_load(name).model_dump(mode="json")) for name in (arguments.a, arguments.b))
-    differing = [key for key in a if a[key] != b[key] and key != "name"]
+    differing = differences(_load(arguments.a), _load(arguments.b))
+    differing.pop("name", None)
     width = max(map(len, differing), default=0)
-    for key in differing:
-        say(f"{key:{width}}  {json.dumps(a[key])} -> {json.dumps(b[key])}")
+    for key, (a, b) in differing.items():
+        say(f"{key:{width}}  {json.dumps(a)} -> {json.dumps(b)}")
     return 1 if differing else 0
 
 

@@ -3,7 +3,7 @@
 from motionmae.config.cluster import LaunchConfig, MonitoringConfig
 from motionmae.config.data import DataConfig
 from motionmae.config.downstream import FinetuneConfig, MultiviewTestConfig
-from motionmae.config.load import config_yaml, load_config, refuse_unused, save_config
+from motionmae.config.load import config_yaml, load_config, refuse_unused, save_config, saved_config
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
 from motionmae.config.pretrain import PretrainConfig
 from motionmae.config.schema import Config, absolute_paths
@@ -15,5 +15,5 @@ __all__ = [
     "CheckpointConfig", "ClipConfig", "Config", "DataConfig", "EngineConfig", "FinetuneConfig", "LaunchConfig",
     "LogConfig", "MaskConfig", "ModelConfig", "MonitoringConfig", "MultiviewTestConfig", "OptimConfig",
     "PretrainConfig", "TargetConfig", "ValidationConfig", "WatchdogConfig", "absolute_paths", "config_yaml", "flat",
-    "load_config", "refuse_unused", "save_config",
+    "load_config", "refuse_unused", "save_config", "saved_config",
 ]  # fmt: skip

@@ -74,6 +74,14 @@ def save_config(config: Config, path: Path) -> None:
     write_atomically(path, config_yaml(config).encode())
 
 
+def saved_config(path: Path) -> Config | None:
+    """Return the config that :func:`save_config` wrote; None if the file is absent or cannot be read."""
+    try:
+        return load_config(str(path)) if path.is_file() else None
+    except UserError:
+        return None
+
+
 def config_yaml(config: Config) -> str:
     return to_yaml(config.model_dump(mode="json"))
 

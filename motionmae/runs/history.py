@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
-from motionmae.config import Config, load_config
+from motionmae.config import Config, saved_config
 from motionmae.errors import UserError
 from motionmae.files import FileTail
 from motionmae.runs.directory import RunFolder
@@ -195,10 +195,7 @@ class RunHistory:
     @cached_property
     def config(self) -> Config | None:
         """Config of the newest attempt; None if config.yaml is absent or cannot be read."""
-        try:
-            return load_config(str(self.folder.config)) if self.folder.config.is_file() else None
-        except UserError:
-            return None
+        return saved_config(self.folder.config)
 
     def _read(self, path: Path, *, is_event: bool) -> list[Row]:
         checked = [(row, fault_of(row, is_event=is_event)) for row in read_rows(path)]

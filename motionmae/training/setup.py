@@ -10,7 +10,8 @@ import torch
 
 from motionmae.checkpointing import sharded
 from motionmae.checkpointing.memory_copies import MemoryCopies
-from motionmae.config import Config, load_config, save_config
+from motionmae.config import Config, load_config, save_config, saved_config
+from motionmae.config.differences import describe_differences
 from motionmae.config.resume import check_same_run
 from motionmae.data.held_out.shards import check_shards
 from motionmae.data.loader import ClipLoader, check_same_stream, stream_identity
@@ -134,6 +135,7 @@ def build_trainer(
 
     if rank.is_rank_zero:
         lease.check()
+        log_settings(config, folder, progress)
         save_config(config, folder.config)
         if checkpoint is None and config.task == "finetune":
             folder.encoder.unlink(missing_ok=True)  # left by an attempt that saved no checkpoint
@@ -298,6 +300,16 @@ def build_engine(
         sharded.restore(engine, rank, checkpoint)
         startup.done("restore")
     return engine
+
+
+def log_settings(config: Config, folder: RunFolder, progress: ProgressLine) -> None:
+    """Print the settings of a new run that are not the defaults; of a resumed one, those that it changes."""
+    last = saved_config(folder.config)
+    lines = list(describe_differences(config, last))
+    if last and len(lines) == 1:  # a restart with the same settings
+        return
+    for line in [*lines, f"all settings: {folder.config}"]:
+        progress.log(line)
 
 
 def log_start(trainer: Trainer, checkpoint: Checkpoint | None, startup: StartupTimer) -> None:

@@ -1,0 +1,26 @@
+"""Settings in which two configurations differ, as data and as lines for people."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from motionmae.config.schema import Config, absolute_paths
+from motionmae.config.trees import flat
+
+
+def differences(config: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """Return the values in ``config`` and in ``other``, as JSON types, of each key whose values differ."""
+    now, before = (flat(each.model_dump(mode="json")) for each in (config, other))
+    return {key: (now[key], before[key]) for key in now if now[key] != before[key]}
+
+
+def describe_differences(config: Config, last: Config | None = None) -> Iterator[str]:
+    """Yield the settings that differ from the defaults or, with ``last``, from the last attempt of the run."""
+    changed = differences(absolute_paths(config), absolute_paths(last)) if last else differences(config, Config())
+    title, word = ("the last attempt of this run", "was") if last else ("the defaults", "default")
+    differ = "1 setting differs" if len(changed) == 1 else f"{len(changed) or 'no'} settings differ"
+    yield f"{differ} from {title}{':' if changed else ''}"
+    width = max(map(len, changed), default=0)
+    for key, values in changed.items():
+        now, before = map(json.dumps, values)
+        yield f"  {key:{width}}  {now}  ({word} {before})"
