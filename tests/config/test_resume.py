@@ -1,7 +1,11 @@
+import re
+
 import pytest
 
 from motionmae.config import Config
 from motionmae.config.resume import RESULT_KEYS, check_same_run
+from motionmae.config.section import marks_of
+from motionmae.config.trees import merge, nest
 from motionmae.errors import UserError
 
 
@@ -40,6 +44,19 @@ def test_others_are_refused_by_name(sections: dict[str, object], named: str):
     with pytest.raises(UserError) as refusal:
         check_same_run(changed().model_dump(mode="json"), changed(**sections))
     assert named in str(refusal.value)
+
+
+def test_a_key_may_change_exactly_where_its_mark_says_so():
+    """Every key of the config, with another value in the checkpoint."""
+    config = changed()
+    for key, mark in marks_of(Config).items():
+        saved = merge(config.model_dump(mode="json"), nest(key, "another"))
+        if mark.get("on_resume") in ("may_change", "may_change_result"):
+            check_same_run(saved, config)
+        else:
+            with pytest.raises(UserError, match=re.escape(f" {key}=")):
+                check_same_run(saved, config)
+        assert (key in RESULT_KEYS) == (mark.get("on_resume") != "may_change")
 
 
 def test_results_depend_on_what_a_resume_keeps_and_on_some_things_it_may_change():

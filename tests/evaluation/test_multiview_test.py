@@ -22,7 +22,7 @@ from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
 from motionmae.evaluation.inference import Results
 from motionmae.evaluation.load_model import load_finetuned
-from motionmae.evaluation.multiview_test import evaluate
+from motionmae.evaluation.multiview_test import evaluate, labels_of
 from tests.training.launch import run_ranks
 from tests.training.other_run import hide_newest, read_while_it_saves
 from tests.training.run_workers import run_all
@@ -189,6 +189,34 @@ def test_classes_are_matched_by_name_and_unknown_ones_refused(
     assert "has no class" in capsys.readouterr().err
 
 
+def test_classes_in_another_order_are_scored_by_their_names(trained: Config, tmp_path: Path):
+    """Shards number the classes backwards: class k of them is class 5 - k of the model."""
+    shards = make_shards(tmp_path / "val", samples=8, classes=CLASSES)
+    manifest = load_manifest(shards)
+    write_manifest(shards, replace(manifest, class_names=manifest.class_names[::-1]))
+    run, figures = tmp_path / "run", tmp_path / "figures.json"
+    shutil.copytree(Path(trained.output_dir) / trained.name, run, ignore=shutil.ignore_patterns("test"))
+    assert main(["test", str(run), "--shards", str(shards), "--clips", "1", "--json", str(figures)]) == 0
+    report = json.loads(figures.read_text())
+    truth = [f"bar{CLASSES - 1 - sample % CLASSES}" for sample in range(16)]
+    rows = predictions(run)
+    hits = {
+        name: [row["class1"] == name for row, own in zip(rows, truth, strict=True) if own == name] for name in truth
+    }
+    assert report["top1"] == pytest.approx(100 * np.mean([hit for own in hits.values() for hit in own]))
+    assert report["per_class"] == pytest.approx({name: 100 * np.mean(own) for name, own in hits.items()})
+    top5 = [own in [row[f"class{place}"] for place in range(1, 6)] for row, own in zip(rows, truth, strict=True)]
+    assert report["top5"] == pytest.approx(100 * np.mean(top5))
+
+
+def test_labels_are_numbers_of_the_models_classes(tmp_path: Path):
+    reader = open_reader(make_shards(tmp_path / "val", shards=1, samples=4, classes=3))
+    results = Results({name: np.zeros(3, np.float32) for name in ("0", "1", "2", "3")}, {})
+    assert labels_of(reader, results, np.array([2, 0, 1])).tolist() == [2, 0, 1, 2]
+    with pytest.raises(UserError, match="has no class"):
+        labels_of(reader, results, np.array([2, 0]))
+
+
 def test_shards_of_windows_are_refused_even_with_one_window_a_video(
     trained: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -232,5 +260,10 @@ def test_accuracy_counts_what_was_read_only(trained: Config):
     assert report.per_class == {"bar0": 100, "bar1": 50, "bar2": 100, "bar3": None, "bar4": None, "bar5": 0}
     assert report.mean_class == pytest.approx(62.5)
     assert confusion.sum() == 6
+    assert (confusion[1, 1], confusion[1, 2], confusion[5, 1]) == (1, 1, 1)  # rows are true classes
+    assert report.top5 == pytest.approx(500 / 6)  # class 5 stands at the sixth place, class 1 at the second
+    assert report.gflops == pytest.approx(6 * report.gflops_per_view)  # 2 clips of 3 crops
+    assert report.views == "2 x 3"
+    assert report.parameters == sum(weight.numel() for weight in model.model.parameters())
     with pytest.raises(UserError, match="all videos are unreadable"):
         evaluate(model, Results({}, {"9": "gone"}), np.array([]))

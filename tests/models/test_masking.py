@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from motionmae.models.masking import draw_masks, masked_cubes, running_cells
+from motionmae.models.masking import Cubes, draw_masks, masked_cubes, running_cells, step_cubes
+from tests.models.tiny import tiny
 
 KINDS = ["random", "tube", "time", "global"]
 TIME, SPACE = 8, 196
@@ -19,7 +20,7 @@ def draw(seeds: list[int], kind: str, ratio: float = 0.9, time: int = TIME, spac
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("ratio", [0.5, 0.75, 0.9, 0.95])
+@pytest.mark.parametrize("ratio", [0.5, 0.75, 0.85, 0.9, 0.95])
 def test_masked_and_visible_are_ascending_and_make_up_the_clip(kind: str, ratio: float):
     if kind == "time" and ratio == 0.95:
         ratio = 0.875  # 0.95 of 8 time steps is still 7
@@ -34,11 +35,18 @@ def test_masked_and_visible_are_ascending_and_make_up_the_clip(kind: str, ratio:
 def test_counts_of_the_paper():
     """90 % of 196 leaves 20 visible cubes per time step, 160 per clip; 75 % leaves 49; at 95 % the authors show 10."""
     for kind in ("random", "tube"):
-        for ratio, visible in ((0.9, 20), (0.75, 49), (0.95, 10)):
+        for ratio, visible in ((0.9, 20), (0.75, 49), (0.95, 10), (0.85, 30)):  # 0.85 of 196: 166.6, rounded down
             assert ((~draw([3, 4], kind, ratio)).sum(2) == visible).all()
     assert masked_cubes("random", 0.9, 8, 196) == 1408
     assert masked_cubes("global", 0.9, 8, 196) == 1568 - 156
     assert masked_cubes("time", 0.9, 8, 196) == 7 * 196
+
+
+def test_cubes_of_a_step_worked_by_hand():
+    """64 cubes, of which 48 are masked. Decoders that skip half of all cubes predict 32, visible ones among them."""
+    assert step_cubes(tiny()) == Cubes(visible=16, queries=48)
+    assert step_cubes(tiny(mask={"decoder_ratio": 0.5})) == Cubes(visible=16, queries=32)
+    assert step_cubes(tiny(mask={"decoder_ratio": 0.75})).decoder == 16 + 16
 
 
 @pytest.mark.parametrize(("ratio", "visible"), [(0.5, 784), (0.75, 392), (0.9, 156), (0.95, 78), (0.98, 31)])

@@ -79,6 +79,35 @@ def test_the_default_config_names_the_layers():
     assert timm.models.get_pretrained_cfg(NAME).num_classes == 400
 
 
+@pytest.mark.parametrize(
+    ("name", "width", "depth", "heads"),
+    [
+        ("tiny", 192, 12, 3),
+        ("small", 384, 12, 6),
+        ("base", 768, 12, 12),
+        ("large", 1024, 24, 16),
+        ("huge", 1280, 32, 16),
+    ],
+)
+def test_the_registered_names_are_the_sizes_of_vit(name: str, width: int, depth: int, heads: int):
+    with torch.device("meta"):
+        model = timm.create_model(f"motionmae_vit_{name}_patch16_224", drop_path_rate=0.2)
+    blocks = model.encoder.blocks
+    assert (model.num_features, len(blocks), blocks[0].attn.num_heads) == (width, depth, heads)
+    assert (blocks[-1].drop_path1.drop_prob, model.head.out_features) == (pytest.approx(0.2), 400)
+    known = timm.models.get_pretrained_cfg(f"motionmae_vit_{name}_patch16_224")
+    assert (known.input_size, known.fixed_input_size, known.crop_pct) == ((3, 224, 224), True, 1.0)
+
+
+def test_a_new_head_begins_as_small_as_the_first():
+    model = small()
+    model.reset_classifier(2000)
+    assert model.head.weight.std().item() == pytest.approx(0.02e-3, rel=0.05)
+    assert (model.head.bias == 0).all()
+    assert model.no_weight_decay() == {"encoder.pos_embed.table"}
+    assert [getattr(block.drop_path1, "drop_prob", 0.0) for block in model.encoder.blocks] == [0.0] * 12
+
+
 def test_dropout_before_the_head():
     model = small(drop_rate=0.5)
     with torch.no_grad():

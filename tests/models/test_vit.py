@@ -6,8 +6,10 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from motionmae.models.classifier import Classifier
 from motionmae.models.cubes import all_cubes, cut_patches
-from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD, BlockStack, Encoder, _heads
+from motionmae.models.motionmae import MotionMAE
+from motionmae.models.vit import BlockStack, Decoder, Encoder, JointBlock, _heads
 from tests.models.tiny import noise_clips, tiny
 
 
@@ -18,10 +20,11 @@ def test_q_and_v_carry_a_bias_and_k_has_none():
 
 
 def test_every_layernorm_uses_videomaes_epsilon():
+    """Two in a block and one at the end, of an encoder of 2 blocks and of two decoders of 2 blocks."""
     config = tiny()
-    norms = [part for part in Encoder(config.clip, config.model).modules() if isinstance(part, nn.LayerNorm)]
-    assert len(norms) == 2 * config.model.depth + 1
-    assert all(norm.eps == 1e-6 for norm in norms)
+    for model, count in ((MotionMAE(config), 3 * 5), (Classifier(config, 3), 5)):
+        norms = [part for part in model.modules() if isinstance(part, nn.LayerNorm)]
+        assert [norm.eps for norm in norms] == [1e-6] * count
 
 
 def test_projection_equals_a_convolution_over_normalised_pixels():
@@ -33,7 +36,8 @@ def test_projection_equals_a_convolution_over_normalised_pixels():
     encoder.norm = nn.Identity()
     clips = noise_clips(config, 2)
     numbers = torch.tensor([[3, 17, 60], [0, 1, 63]])
-    pixels = (clips.double() / 255 - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of ImageNet
+    pixels = (clips.double() / 255 - mean) / std
     kernel = encoder.project.weight.double().view(48, 2, 8, 8, 3).permute(0, 4, 1, 2, 3)
     every = nn.functional.conv3d(pixels.permute(0, 4, 1, 2, 3), kernel, encoder.project.bias.double(), stride=(2, 8, 8))
     every = every.flatten(2).transpose(1, 2) + encoder.pos_embed.table  # (B, N, width)
@@ -61,6 +65,17 @@ def test_initial_weights_are_as_the_method_says():
             assert part.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
             assert part.bias is None or (part.bias == 0).all()
     assert (encoder.blocks[0].attn.q_bias == 0).all()
+
+
+def test_mask_tokens_begin_with_the_deviation_of_videomae():
+    """trunc_normal_ of 0.02, as in modeling_pretrain.py of VideoMAE; biases and norms begin neutral."""
+    torch.manual_seed(0)
+    config = tiny(model={"decoder_width": 4096, "decoder_heads": 64, "decoder_depth": 1})
+    decoder = Decoder(config.clip, config.model, {"space": 8})
+    assert decoder.mask_token.std().item() == pytest.approx(0.02, rel=0.05)
+    assert decoder.embed.bias is None
+    assert (decoder.heads["space"].bias == 0).all()
+    assert decoder.heads["space"].weight.abs().max().item() == pytest.approx((6 / 4104) ** 0.5, rel=0.01)
 
 
 def test_cube_projection_can_keep_pytorchs_initial_weights():
@@ -135,10 +150,36 @@ def test_nothing_is_recomputed_where_no_gradient_is_wanted():
         assert not stack(torch.randn(1, 4, 48)).requires_grad
 
 
+@pytest.mark.parametrize("num_queries", [None, 2])
+def test_drop_path_drops_the_attention_and_the_mlp(num_queries: int | None):
+    """At a probability near 1, a block in training returns its input."""
+    torch.manual_seed(0)
+    block = JointBlock(48, 3, qkv_bias=True, drop_path=1 - 1e-6)
+    tokens = torch.randn(5, 4, 48)
+    queries = tokens if num_queries is None else tokens[:, -num_queries:]
+    assert torch.equal(block(tokens, num_queries), queries)
+    assert not torch.equal(block.eval()(tokens, num_queries), queries)
+
+
+def test_drop_path_drops_each_clip_by_itself_and_scales_the_rest():
+    torch.manual_seed(0)
+    block = JointBlock(48, 3, qkv_bias=True, drop_path=0.5)
+    tokens = torch.randn(1, 4, 48).expand(64, -1, -1)
+    block.mlp = nn.Identity()
+    block.norm2 = nn.Identity()
+    attended = block.attn(block.norm1(tokens[:1]))[0]
+    once, both = tokens[0] + 2 * attended, tokens[0]
+    possible = torch.stack([both, both + 2 * both, once, once + 2 * once])  # nothing, MLP, attention, both
+    distances = (block(tokens)[:, None] - possible).abs().amax((2, 3))
+    assert distances.amin(1).max() < 1e-4
+    assert distances.argmin(1).bincount(minlength=4).min() > 5  # 16 expected of each
+
+
 def test_drop_path_grows_linearly_and_only_acts_in_training():
     stack = BlockStack(48, 3, 3, tiny().model, drop_path=0.2)
-    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in stack]
-    assert rates == pytest.approx([0, 0.1, 0.2])
+    for part in ("drop_path1", "drop_path2"):
+        rates = [getattr(getattr(block, part), "drop_prob", 0.0) for block in stack]
+        assert rates == pytest.approx([0, 0.1, 0.2])
     tokens = torch.randn(8, 4, 48)
     stack.eval()
     assert torch.equal(stack(tokens), stack(tokens))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from motionmae.config import ClipConfig
-from motionmae.models.whitening import NEIGHBOUR_CORRELATION, whiten_
+from motionmae.models.whitening import whiten_
 
 CLIP = ClipConfig(frames=4, size=8, cube_frames=2, cube_size=4)  # 96 pixels in a cube
 
@@ -13,7 +13,7 @@ def correlated_pixels(clip: ClipConfig) -> torch.Tensor:
     places = torch.stack(torch.meshgrid(*(torch.arange(n) for n in (*axes, 3)), indexing="ij"), -1).view(-1, 4)
     distance = (places[:, None] - places).abs()
     steps = distance[..., :3].sum(-1) + (distance[..., 3] > 0)
-    return NEIGHBOUR_CORRELATION ** steps.double()
+    return 0.96 ** steps.double()  # measured on 128 real clips: 0.953 to 0.967
 
 
 @pytest.mark.parametrize("width", [48, 96, 250])
@@ -24,12 +24,18 @@ def test_tokens_have_unit_variance(width: int):
     assert tokens.diagonal().mean().item() == pytest.approx(1, rel=0.2)
 
 
-def test_half_whitening_takes_the_root_of_the_spread_of_variances():
+def test_a_square_projection_is_a_rotation_of_half_whitened_pixels():
+    """W^T W does not depend on the rotation: the pixels' covariance S, plus noise of 3 grey levels, to the power -1/2,
+    scaled so that a channel has unit variance.
+    """
     weight = torch.empty(CLIP.cube_pixels, CLIP.cube_pixels)
     whiten_(weight, CLIP)
-    pixels = correlated_pixels(CLIP)
-    before, after = (torch.linalg.eigvalsh(m) for m in (pixels, weight.double() @ pixels @ weight.double().T))
-    assert (after[-1] / after[-10]).item() == pytest.approx((before[-1] / before[-10]).sqrt().item(), rel=0.1)
+    variances, components = torch.linalg.eigh(correlated_pixels(CLIP))
+    gains = (variances + 0.003) ** -0.5
+    gains /= (variances * gains).mean()
+    torch.testing.assert_close(
+        weight.double().T @ weight.double(), (components * gains) @ components.T, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_weights_follow_from_the_seed():

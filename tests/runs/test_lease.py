@@ -1,6 +1,8 @@
 import json
 import multiprocessing
+import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,21 @@ def test_a_lease_of_an_older_version_has_no_run_and_gets_one(tmp_path: Path):
     (tmp_path / FILE).write_text(json.dumps(HOLDER))
     lease = acquire_lease(tmp_path)
     assert lease.run == lease.attempt.id == acquire_lease(tmp_path).run
+
+
+@pytest.mark.parametrize(
+    ("host", "process", "said"),
+    [
+        (socket.gethostname(), os.getpid(), f"attempt 1 of this run runs as process {os.getpid()} on "),
+        (socket.gethostname(), 2**22 + 1, ""),  # above the kernel's largest number
+        ("elsewhere", 2**22 + 1, f"attempt 1 of this run may run as process {2**22 + 1} on elsewhere"),
+    ],
+)
+def test_only_a_process_of_this_machine_is_known_to_be_gone(host: str, process: int, said: str, tmp_path: Path):
+    (tmp_path / FILE).write_text(json.dumps({**HOLDER, "number": 1, "host": host, "pid": process}))
+    found = current_holder(tmp_path)
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
 
 
 def acquire_often(folder: Path, times: int) -> list[int]:

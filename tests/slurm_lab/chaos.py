@@ -10,8 +10,9 @@ root and the programs of the lab; takes less than a minute per fault. Exit statu
 weights are bitwise equal.
 
 A run trains on two nodes of four with one spare, and goes on with one node. This changes no bit, because a step has two
-micro-batches, whose gradients are added in either order. With an odd seed the site preempts with PreemptMode=CANCEL and
-without a grace time, and the next job of the chain continues the run.
+micro-batches, whose gradients are added in either order. Clipping is off: the norm of the gradients is a sum over the
+ranks' parts, whose last bit depends on the number of ranks. With an odd seed the site preempts with PreemptMode=CANCEL
+and without a grace time, and the next job of the chain continues the run.
 """
 
 import argparse
@@ -50,6 +51,7 @@ SETTINGS = (
     "checkpoint.memory_every_steps=2",
     "watchdog.step_seconds=20",
     "optim.warmup_epochs=1",
+    "optim.clip_grad=0",
 )
 SECONDS_PER_FAULT = 300
 """A run that takes longer is stuck."""

@@ -1,7 +1,8 @@
-from motionmae.training.nonfinite import BUDGET, WINDOW, SkippedStep, count_skipped, may_roll_back, too_many_skipped
+from motionmae.training.nonfinite import SkippedStep, count_skipped, may_roll_back, too_many_skipped
 from motionmae.training.state import TrainState
 
 LOSS = SkippedStep("loss", [3], [17, 42, 5, 6, 7])
+BUDGET, WINDOW = 10, 1000  # as docs/survival.md says
 
 
 def test_one_more_than_the_budget_within_the_window_is_too_many():
@@ -15,6 +16,16 @@ def test_one_more_than_the_budget_within_the_window_is_too_many():
     assert f"in 11 of the last {WINDOW} steps" in report
     assert f"the loss of step {state.step} on rank 3, samples [17, 42, 5, 6, 7]" in report
     assert "rollback to an earlier checkpoint" not in report
+
+
+def test_a_skipped_step_leaves_the_window_after_a_thousand_steps():
+    for last, too_many in ((1099, True), (1100, False)):
+        state = TrainState()
+        for state.step in range(100, 110):
+            assert not count_skipped(state, LOSS)
+        state.step = last
+        assert count_skipped(state, LOSS) == too_many
+        assert len(state.recently_skipped) == (11 if too_many else 10)
 
 
 def test_a_run_rolls_back_again_only_long_after_the_last_rollback():

@@ -1,8 +1,16 @@
 """The host waits for the GPU only to decide whether a step is applied, and for rows of metrics."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import torch
 
 from motionmae.runs.events import Kind, read_rows
+from motionmae.training.state import TrainState
+from motionmae.training.trainer import Trainer
 from tests.training.launch import run_ranks
 from tests.training.run_workers import pretrain_and_count_waits, pretrain_without_memory
 from tests.training.shards import STEPS, make_shards, tiny_run
@@ -38,6 +46,31 @@ def test_the_host_waits_in_the_optimizer_and_at_rows_of_metrics(tmp_path: Path):
         # the request of all ranks consists of two numbers in host memory; the run before frees its engine at the start
         parts = {"train_step", "applied", "finish_sync", "log_step", "save", "on_train_start"}
         assert {part for part, _ in found} <= parts, found
+
+
+def test_ranks_and_steps_draw_different_numbers_and_a_second_run_the_same():
+    """Drop path and mixup draw from the generators of torch and numpy."""
+
+    def draw(rank: int, step: int, seed: int = 0) -> tuple[float, float]:
+        fake = SimpleNamespace(
+            timer=Mock(),
+            watchdog=Mock(),
+            schedule=Mock(),
+            config=SimpleNamespace(seed=seed),
+            rank=SimpleNamespace(rank=rank),
+            state=TrainState(step=step, data_step=7),
+            forward_backward=lambda batches: (float(torch.rand(1)), float(np.random.rand())),
+        )
+        result: Any = Trainer.train_step(fake, iter([]))  # type: ignore[arg-type]
+        assert (fake.state.step, fake.state.data_step) == (step + 1, 8)
+        fake.schedule.step_update.assert_called_once_with(step)  # the rate of the step that begins
+        fake.watchdog.step.assert_called_once_with(step + 1)  # steps are counted from 1 in messages
+        return result
+
+    drawn = [draw(0, 0), draw(1, 0), draw(2, 0), draw(0, 1), draw(1, 1), draw(0, 0, seed=1)]
+    for kind in zip(*drawn, strict=True):
+        assert len(set(kind)) == len(drawn)
+    assert drawn[:2] == [draw(0, 0), draw(1, 0)]
 
 
 def test_lack_of_memory_is_one_sentence_with_a_micro_batch(tmp_path: Path):

@@ -1,10 +1,11 @@
 """Frames and squares of multi-view tests against the published rules, written down once more with numpy."""
 
+import cv2
 import numpy as np
 import pytest
 
 from motionmae.config import ClipConfig, Config, MultiviewTestConfig
-from motionmae.data.held_out.views import clip_views, crop_starts, cut_views, dense_views, segment_views
+from motionmae.data.held_out.views import clip_views, crop_starts, cut_views, dense_views, segment_views, shrink
 
 LENGTHS = [1, 2, 15, 16, 17, 31, 32, 33, 61, 64, *np.random.default_rng(0).integers(1, 3000, 1000).tolist()]
 
@@ -57,6 +58,26 @@ def test_stored_stride_is_taken_off_the_clips():
     assert np.array_equal(clip_views(100, 2, config), published_dense(100, 2, 2))
     segments = config.updated({"data.sampling": "segments"})
     assert np.array_equal(clip_views(100, 2, segments), published_segments(100, 2))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "shape", "method"),
+    [
+        (128, 256, (32, 64), cv2.INTER_AREA),  # four times larger
+        (65, 130, (32, 64), cv2.INTER_AREA),
+        (64, 128, (32, 64), cv2.INTER_LINEAR),  # exactly twice
+        (77, 48, (51, 32), cv2.INTER_LINEAR),  # 51.3 rows
+    ],
+)
+def test_pictures_of_more_than_twice_the_size_are_averaged(
+    height: int, width: int, shape: tuple[int, int], method: int
+):
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    found = shrink(noise, 32)
+    assert found.shape == (*shape, 3)
+    assert np.array_equal(found, cv2.resize(noise, shape[::-1], interpolation=method))
+    other = cv2.INTER_LINEAR if method == cv2.INTER_AREA else cv2.INTER_AREA
+    assert height == 64 or not np.array_equal(found, cv2.resize(noise, shape[::-1], interpolation=other))
 
 
 @pytest.mark.parametrize(("long_side", "crops"), [(340, 3), (341, 3), (224, 3), (398, 1), (299, 1), (299, 5)])

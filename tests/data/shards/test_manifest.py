@@ -63,6 +63,8 @@ def test_no_manifest_at_all(tmp_path, content):
     [
         ({"format_version": 1}, "format version 1, but this program reads version 2: make the shards again"),
         ({"samples": 10}, "says 10 samples, but its shards hold 9"),
+        ({"samples": 8}, "says 8 samples, but its shards hold 9"),
+        ({"format_version": 3}, "format version 3, but this program reads version 2"),
         ({"shards": [{"name": "a.tar"}]}, "damaged"),
         ({"surprise": 1}, "damaged"),
         ({"encoder": {"short_side": 256, "jpeg_quality": 90, "encoding": "bmp"}}, "frames have the encoding bmp"),

@@ -9,6 +9,7 @@ import pytest
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import META_KEYS, ShardEntry, ShardWriter, check_size, load_index
 from tests.fault_injection import kill_points, operations
+from tests.flushes import record
 
 NAME = "train-000000.tar"
 
@@ -80,6 +81,17 @@ def test_the_tar_and_its_index_are_flushed_before_their_renames(tmp_path: Path):
     assert steps.index(("fsync", f"{NAME}.tmp")) < steps.index(("rename", ".train-000000.idx.json.new")) < tar < index
     assert ("fsync", ".") in steps[tar:index]
     assert steps[-1] == ("fsync", ".")
+
+
+def test_the_same_flushes_within_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fast, so that it runs with every change: the tar, the index, both names, each with its folder."""
+    done = record(tmp_path, monkeypatch)
+    write(tmp_path, 3)
+    assert ("fsync", f"{NAME}.tmp") in done
+    tar, index = done.index(("rename", NAME)), done.index(("rename", "train-000000.idx.json"))
+    assert done.index(("fsync", f"{NAME}.tmp")) < done.index(("rename", ".train-000000.idx.json.new")) < tar < index
+    assert ("fsync", ".") in done[tar:index]
+    assert done[-1] == ("fsync", ".")
 
 
 def test_a_link_of_the_temporary_name_is_not_followed(tmp_path: Path):

@@ -11,7 +11,14 @@ from PIL import Image
 from motionmae.__main__ import main
 from motionmae.errors import UserError
 from motionmae.evaluation.davis.dataset import palette, read_mask, read_sequences, score_folder, write_mask
-from motionmae.evaluation.davis.metrics import boundary_accuracy, global_means, region_similarity, score_sequence
+from motionmae.evaluation.davis.metrics import (
+    Score,
+    boundary_accuracy,
+    global_means,
+    region_similarity,
+    score_sequence,
+    summarise,
+)
 from tests.shared_data import SHARED_DATA, needs_shared_data
 
 DAVIS = SHARED_DATA / "davis"
@@ -93,6 +100,50 @@ def test_empty_masks():
     full[:5] = False
     assert region_similarity(empty, empty) == boundary_accuracy(empty, empty) == 1
     assert region_similarity(empty, full) == boundary_accuracy(empty, full) == boundary_accuracy(full, empty) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "mean", "recall", "decay"),
+    [
+        ([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], 0.55, 4 / 8, 0.8 - 0.3),  # quarters: frames 1 to 3, and 6 to 8
+        ([0.9, 0.7, 0.6, 0.4, 0.0], 0.52, 3 / 5, 0.8 - 0.2),  # 1 to 2, and 4 to 5
+        ([0.5, 0.6], 0.55, 1 / 2, 0.5 - 0.6),  # 1, and 2
+        ([0.51], 0.51, 1, 0),
+    ],
+)
+def test_mean_recall_and_decay_are_those_of_the_official_evaluator(
+    values: list[float], mean: float, recall: float, decay: float
+):
+    """db_statistics of davis2017-evaluation, worked by hand: the borders of the quarters are
+    round(linspace(1, N, 5) + 1e-10), both ends included, and recall counts the values above 0.5.
+    """
+    score = summarise(values)
+    assert (score.mean, score.recall, score.decay) == pytest.approx((mean, recall, decay))
+
+
+def test_the_seven_figures_are_means_over_objects():
+    objects = {
+        "a_1": {"J": Score(0.2, 0.4, 0.1), "F": Score(0.6, 0.8, 0.3)},
+        "b_1": {"J": Score(0.4, 0.8, 0.3), "F": Score(1.0, 1.0, -0.5)},
+    }
+    figures = {"J-Mean": 0.3, "J-Recall": 0.6, "J-Decay": 0.2, "F-Mean": 0.8, "F-Recall": 0.9, "F-Decay": -0.1}
+    assert global_means(objects) == pytest.approx({"J&F-Mean": 0.55, **figures})
+
+
+@pytest.mark.parametrize(("shift", "accuracy"), [(0, 1), (8, 1), (9, 0)])
+def test_boundaries_match_up_to_eight_pixels_of_480p(shift: int, accuracy: float):
+    """0.008 of the diagonal of 480 x 854 is 7.84, rounded up."""
+    truth, found = np.zeros((2, 480, 854), bool)
+    truth[:, 400:] = found[:, 400 + shift :] = True
+    assert boundary_accuracy(truth, found) == boundary_accuracy(found, truth) == accuracy
+
+
+def test_boundary_accuracy_is_the_harmonic_mean_of_precision_and_recall():
+    """One of two edges is found: all that is found is right, half of what is true is found. 2 * 1 * 1/2 / (3/2)."""
+    truth, found = np.zeros((2, 480, 854), bool)
+    truth[:, 200:600] = found[:, 200:] = True
+    assert boundary_accuracy(truth, found) == pytest.approx(2 / 3)
+    assert region_similarity(truth, found) == pytest.approx(400 / 654)
 
 
 def test_only_objects_of_the_first_frame_and_inner_frames_count():

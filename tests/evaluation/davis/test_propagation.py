@@ -129,7 +129,49 @@ def test_propagation_equals_the_rules_in_loops(protocol: Protocol):
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_the_protocols_are_the_published_ones():
+    """videowalk: the paper's section 4 and test.py of jabri2020's repository (--topk 10 --radius 12 --videoLen 20
+    --temperature 0.05). dino: the defaults of eval_video_segmentation.py (n_last_frames 7, topk 5,
+    size_mask_neighborhood 12; exp(similarity / 0.1); norm_mask; multiples of 64).
+    """
+    assert {
+        "videowalk": Protocol(
+            recent=20,
+            top=10,
+            temperature=0.05,
+            radius=12,
+            square=False,
+            first_everywhere=True,
+            long_multiple=1,
+            bilinear_labels=True,
+            stretch=False,
+        ),
+        "dino": Protocol(
+            recent=7,
+            top=5,
+            temperature=0.1,
+            radius=12,
+            square=True,
+            first_everywhere=False,
+            long_multiple=64,
+            bilinear_labels=False,
+            stretch=True,
+        ),
+    } == PROTOCOLS
+
+
+@pytest.mark.parametrize(("protocol", "right"), [("videowalk", 0), ("dino", 1)])
+def test_only_dino_stretches_the_map_of_each_object(protocol: str, right: int):
+    """The background leads everywhere; scaled to [0, 1], it has 1 and 0, and the object 0 and 1."""
+    soft = torch.tensor([[[0.9, 0.6]], [[0.1, 0.4]]])
+    mask = decide(soft, 16, 32, 16, PROTOCOLS[protocol])
+    assert (mask[:, :8] == 0).all()
+    assert (mask[:, -8:] == right).all()
+
+
 def test_sizes_of_the_protocols():
+    assert working_size(480, 854, 14, PROTOCOLS["dino"]) == (476, 826)  # 14 divides neither 480 nor 832
+    assert working_size(480, 854, 14, PROTOCOLS["videowalk"]) == (476, 854)
     assert working_size(480, 854, 16, PROTOCOLS["dino"]) == (480, 832)  # as DINO has it
     assert working_size(480, 854, 16, PROTOCOLS["videowalk"]) == (480, 848)
     assert working_size(480, 854, 12, PROTOCOLS["dino"]) == (480, 828)  # cells that do not divide 832

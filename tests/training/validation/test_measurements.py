@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from motionmae.data.open_shards import open_reader
 from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.stop_requests import Request
 from motionmae.models.classifier import build_classifier
+from motionmae.runs.best_checkpoint import Best
 from motionmae.runs.end_reason import EndReason
+from motionmae.training.validation import rounds
 from motionmae.training.validation.accuracy import predict, summarise
+from motionmae.training.validation.nearest import classify_by_neighbours
 from motionmae.training.validation.rounds import in_rounds
 from motionmae.training.validation.validator import StopValidationError
 from motionmae.training.validation_record import ValidationRecord
@@ -90,6 +94,67 @@ def test_the_best_is_the_highest_accuracy_or_the_lowest_loss_and_the_others_wait
     assert falling.under("").best == falling.best
     assert falling.describe_other_best(3) == "; --step best takes those of step 2, the best by validation (loss 1.5)"
     assert falling.describe_other_best(2) == ValidationRecord().describe_other_best(2) == ""
+
+
+def test_top_1_and_top_5_count_up_to_their_places():
+    """The true class at places 1, 2, 5 and 6 of 7; equal probabilities count for the class with the smaller number."""
+    read = [predict(np.array(row, np.float32), 0) for row in falling(0, 1, 4, 5)]
+    assert [each.place for each in read] == [0, 1, 4, 5]
+    assert summarise(read, missing=0, classes=7).figures == pytest.approx(
+        {"loss": float(np.mean([each.loss for each in read])), "top1": 25, "top5": 75}
+    )
+    assert [predict(np.array([0.5, 0.5], np.float32), label).place for label in (0, 1)] == [0, 1]
+    assert predict(np.array([0.0, 1.0], np.float32), 0).loss == pytest.approx(38 * np.log(10))
+
+
+def falling(*places: int) -> list[list[float]]:
+    """Return probabilities of seven classes in which class 0 stands at each of ``places``, from 0."""
+    scores = [0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05]
+    return [[scores[place], *scores[:place], *scores[place + 1 :]] for place in places]
+
+
+def test_neighbours_vote_with_the_exponential_of_their_cosine():
+    """Centred training features point to east, north and west. A query a bit north of east: cosines 0.8, 0.6, -0.8."""
+    train = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], np.float32) + 5
+    query = np.array([[0.8, 0.6]], np.float32) + 5
+    labels = np.array([0, 1, 2, 1])
+    assert classify_by_neighbours(train, labels, query, 1, 0.1).tolist() == [0]
+    # exp(0.8 / T) against exp(0.6 / T) + exp(-0.6 / T): 2.23 < 1.82 + 0.55 at T = 1, 54.6 > 20.1 at T = 0.2
+    assert classify_by_neighbours(train, labels, query, 4, 1.0).tolist() == [1]
+    assert classify_by_neighbours(train, labels, query, 9, 0.2).tolist() == [0]
+    assert classify_by_neighbours(train, labels, query, 2, 1.0).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "delta", "is_best"),
+    [
+        ("top1", 51.0, 1.0, False),  # an improvement of exactly min_delta is none
+        ("top1", 51.1, 1.0, True),
+        ("top1", 50.0, 0.0, False),
+        ("knn", 49.0, 0.0, False),
+        ("loss", 49.0, 1.0, False),
+        ("loss", 48.9, 1.0, True),
+        ("loss", 50.0, 0.0, False),
+        ("loss", float("nan"), 0.0, False),
+    ],
+)
+def test_a_new_best_exceeds_the_last_by_more_than_min_delta(metric: str, value: float, delta: float, is_best: bool):
+    record = ValidationRecord(owed=True, waited=2, best=Best(1, metric, 50.0)).after(2, metric, value, delta)
+    assert (record.step, record.owed, record.waited) == (2, False, 0 if is_best else 3)
+    assert record.best == (Best(2, metric, value) if is_best else Best(1, metric, 50.0))
+
+
+@pytest.mark.parametrize(("own", "idle"), [(0, 0), (1, 1)])
+def test_rounds_give_the_items_in_order_and_idle_where_a_rank_has_none(
+    own: int, idle: int, monkeypatch: pytest.MonkeyPatch
+):
+    parts = [["a", "c"], ["b"]]
+    monkeypatch.setattr(rounds, "gather_objects", lambda mine: [mine if n == own else parts[n] for n in range(2)])
+    rank = DistributedContext(rank=own, local_rank=own, world=2, device=torch.device("cpu"))
+    pause, idled = Mock(), Mock()
+    assert in_rounds(3, (item for item in parts[own]), rank, pause, idled) == ["a", "b", "c"]
+    assert [call[0] for call in pause.method_calls] == ["begin", "end"] * 2
+    assert idled.call_count == idle
 
 
 class StoppingPause:

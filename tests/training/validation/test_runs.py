@@ -153,7 +153,7 @@ def test_early_stopping_ends_a_run_as_finished_and_more_patience_continues_it(
 def test_a_rollback_to_a_checkpoint_of_other_held_out_videos_begins_a_new_search_for_the_best(
     shards: tuple[Path, Path], tmp_path: Path
 ):
-    config = finetuning(shards, tmp_path).updated({"optim.epochs": 6})
+    config = finetuning(shards, tmp_path).updated({"optim.epochs": 6, "checkpoint.keep_last": 20})
     ranks = Ranks(1, run_and_die_in_validation, config, 4)
     with pytest.raises(AssertionError, match="rank 0 died"):
         ranks.results()  # its last checkpoint is that of step 3
