@@ -60,6 +60,7 @@ def test_a_lease_of_an_older_version_has_no_run_and_gets_one(tmp_path: Path):
         (socket.gethostname(), 2**22 + 1, ""),  # above the kernel's largest number
         ("elsewhere", 2**22 + 1, f"attempt 1 of this run may run as process {2**22 + 1} on elsewhere"),
     ],
+    ids=["running here", "gone here", "elsewhere"],
 )
 def test_only_a_process_of_this_machine_is_known_to_be_gone(host: str, process: int, said: str, tmp_path: Path):
     (tmp_path / FILE).write_text(json.dumps({**HOLDER, "number": 1, "host": host, "pid": process}))
