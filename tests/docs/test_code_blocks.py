@@ -33,7 +33,7 @@ SMALL = {
 """Small configs in place of those that need a GPU. Their runs keep the names."""
 LINKS = {
     "data/k400": "toy", "SHARDS": "data/toy/val", "VIDEOS": "videos", "runs/NAME": "tiny_toy", "runs/A": "tiny_toy",
-    "runs/B": "vitb_k400", "runs/vitl_k400": "vitb_k400",
+    "runs/B": "vitb_k400",
 }  # fmt: skip
 """Names that stand for a reader's own files, and what a test puts there."""
 
