@@ -153,13 +153,15 @@ def _scaled_fragment(fragment: Tensor, layout: _Layout) -> Tensor:
     if layout.interleaved:
         return _interleaved(whole, layout, rank, world)
     # a matrix at a border is made orthogonal by each rank that holds a part of it
-    flat, result = whole.view(-1), torch.zeros_like(whole)
+    flat, result = whole.view(-1), torch.zeros_like(fragment)
     first, end = rank * fragment.numel(), (rank + 1) * fragment.numel()
     for place in layout.matrices:
         stop = place.start + place.length
-        if place.start < end and stop > first:
-            result.view(-1)[place.start : stop] = _scaled(flat[place.start : stop].view(place.shape)).flatten()
-    return result[rank]
+        low, high = max(place.start, first), min(stop, end)
+        if low < high:
+            scaled = _scaled(flat[place.start : stop].view(place.shape)).flatten()
+            result[low - first : high - first] = scaled[low - place.start : high - place.start]
+    return result
 
 
 def _interleaved(whole: Tensor, layout: _Layout, rank: int, world: int) -> Tensor:

@@ -88,8 +88,9 @@ class Supervisor:
         step = await self.take_standby(nodes) or await self.launch(nodes, standby=False)
         step.nodes = nodes
         self.policy.begin(self.starts, nodes, step.launch, self.first_step_id + self.launches - 1)
-        began, assigned, finished, failure = time.monotonic(), False, False, None
-        while step.status is None and failure is None and not finished:
+        began, assigned, failure = time.monotonic(), False, None
+        # srun also waits for the processes of a former standby step that were on a lost node and never trained
+        while step.status is None and failure is None and not self.has_finished(step):
             members = self.members(step)
             if not assigned and len(members) == self.ranks(nodes):
                 self.assign(members, nodes)
@@ -102,14 +103,11 @@ class Supervisor:
                 await asyncio.to_thread(step.signal, self.policy.attempt.job, members[0].hello.step, "TERM")
             if any(member.trains for member in members):
                 await self.start_standby(step)
-            # srun also waits for the processes of a former standby step that were on a lost node and never trained
-            finished = assigned and all(member.status == 0 for member in members)
-            if failure is None and step.status is None and not finished:
+            if failure is None and step.status is None:
                 await self.wait()
-        finished = finished or (assigned and all(member.status == 0 for member in self.members(step)))
         # with --no-kill, srun ends with 0 when Slurm has taken all of its nodes, whatever their ranks do
         taken = failed_nodes(step.lines)
-        if failure is None and (finished or (step.status == 0 and not taken)):
+        if failure is None and (self.has_finished(step) or (step.status == 0 and not taken)):
             await self.dismiss(step)
             return None
         self.discard(step)
@@ -173,6 +171,11 @@ class Supervisor:
     def members(self, step: Step) -> list[Member]:
         """Return the processes of a step that train, or are to train."""
         return [member for member in self.roll_call.of_launch(step.launch) if member.node in step.nodes]
+
+    def has_finished(self, step: Step) -> bool:
+        """Return whether all ranks have left with success."""
+        members = self.members(step)
+        return len(members) == self.ranks(step.nodes) and all(member.status == 0 for member in members)
 
     def idle(self, step: Step) -> list[Member]:
         """Return the processes of a former standby step that nobody needs."""

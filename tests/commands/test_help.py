@@ -78,7 +78,7 @@ def test_to_ask_for_help_does_nothing_else(words: list[str]) -> None:
         [sys.executable, *words, "--help"], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
     )
     try:
-        printed, _ = asked.communicate(timeout=30)
+        printed, _ = asked.communicate(timeout=300)
     finally:
         asked.kill()
     assert asked.returncode == 0

@@ -81,7 +81,7 @@ def read_to_the_end(terminal: int) -> bytes:
 
 
 def assert_saved_at_the_end(process: subprocess.Popen, folder: RunFolder) -> None:
-    assert process.wait(timeout=60) == EndReason.TERMINATED.exit_code
+    assert process.wait(timeout=300) == EndReason.TERMINATED.exit_code
     (saved,) = CheckpointStore(folder.checkpoints).complete()
     assert saved.step == list(read_rows(folder.metrics))[-1]["step"]
     assert list(read_rows(folder.events))[-1]["reason"] == "terminated"

@@ -80,7 +80,7 @@ def test_every_expression_returns_data_from_a_prometheus_that_scrapes_a_run(tmp_
         trainer = threading.Thread(target=train)
         trainer.start()
         try:
-            wait_until(lambda: all(map(prometheus.query, expressions(label))), "data in every panel", 90)
+            wait_until(lambda: all(map(prometheus.query, expressions(label))), "data in every panel")
         except AssertionError:
             empty = [text for text in expressions(label) if not prometheus.query(text)]
             pytest.fail(f"no data: {empty}")

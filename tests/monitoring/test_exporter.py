@@ -58,7 +58,7 @@ def test_the_exporter_exposes_exactly_the_defined_metrics(tmp_path: Path):
     feed(run)
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
         address = exporter.address()
-        wait_until(lambda: b"xid" in scrape(address).encode(), "the fake XID", 30)
+        wait_until(lambda: b"xid" in scrape(address).encode(), "the fake XID")
         text = scrape(address)
         found = values(text)
         families = {family.name for family in text_string_to_metric_families(text)}
@@ -229,7 +229,7 @@ def test_it_answers_without_a_writable_discovery_folder(tmp_path: Path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/.sd").write_text("a file where a folder should be")
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
-        wait_until(lambda: "no target file in" in (tmp_path / "log").read_text(), "the warning", 30)
+        wait_until(lambda: "no target file in" in (tmp_path / "log").read_text(), "the warning")
         address = (tmp_path / "log").read_text().split("http://")[1].split("/")[0]
         assert "motionmae_node_info" in scrape(address)
         assert exporter.process.poll() is None

@@ -42,7 +42,7 @@ def test_the_exporter_ignores_signals_of_a_scheduler(alone: Config, tmp_path: Pa
     exporter = exporter_process.start_exporter(alone, place, tmp_path)
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         exporter.send_signal(number)  # before it has even started Python
-    wait_until(target_of(alone).exists, "the target", 60)
+    wait_until(target_of(alone).exists, "the target")
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         exporter.send_signal(number)
     assert exporter.poll() is None
@@ -59,12 +59,12 @@ def test_the_exporter_dies_with_a_killed_trainer_and_its_target_stays(alone: Con
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment)
-    wait_until(target_of(alone).exists, "the target", 60)
+    wait_until(target_of(alone).exists, "the target")
     children = Path(f"/proc/{trainer.pid}/task/{trainer.pid}/children").read_text().split()
     trainer.kill()
     trainer.communicate()
     assert len(children) == 1
-    wait_until(lambda: not Path(f"/proc/{children[0]}").exists(), "the end of the exporter", 30)
+    wait_until(lambda: not Path(f"/proc/{children[0]}").exists(), "the end of the exporter")
     assert target_of(alone).exists()
 
 
@@ -73,7 +73,7 @@ def test_a_finished_run_leaves_no_target(alone: Config, tmp_path: Path):
         for sink in sinks:
             sink.event({"attempt": "a", "kind": Kind.START.value, "step": 0, "time": 1.0, "world": 1})
             sink.event({"attempt": "a", "kind": Kind.FINISH.value, "step": 0, "time": 2.0})
-        wait_until(target_of(alone).exists, "the target", 60)
+        wait_until(target_of(alone).exists, "the target")
         (folder,) = (tmp_path / f"motionmae-{os.getuid()}").iterdir()
         (snapshot,) = read_all(folder)
         assert (snapshot.rank, snapshot.pid, snapshot.attempt) == (0, os.getpid(), "a")
@@ -92,7 +92,7 @@ def test_a_finished_run_leaves_no_target(alone: Config, tmp_path: Path):
 )
 def test_the_target_stays_only_after_a_crash(error: BaseException, stays: bool, alone: Config):
     def train() -> None:
-        wait_until(target_of(alone).exists, "the target", 60)
+        wait_until(target_of(alone).exists, "the target")
         raise error
 
     with pytest.raises(type(error)), exporter_process.monitoring_sinks(alone):
@@ -102,7 +102,7 @@ def test_the_target_stays_only_after_a_crash(error: BaseException, stays: bool, 
 
 def test_an_interrupt_while_monitoring_begins_leaves_no_target(alone: Config, monkeypatch: pytest.MonkeyPatch):
     def interrupted(config: Config) -> dict[str, str]:
-        wait_until(target_of(config).exists, "the target", 60)
+        wait_until(target_of(config).exists, "the target")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(exporter_process, "run_labels", interrupted)

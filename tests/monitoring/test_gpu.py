@@ -88,7 +88,7 @@ def test_xid_events_of_the_other_gpus_are_counted_after_an_error(
 
     monkeypatch.setattr(nvml, "nvmlEventSetWait_v2", fail_once)
     with closing(open_gpus()) as source:
-        wait_until(lambda: any("xid" in labels for _, labels, _ in source.samples()), "the XID of GPU 0", 30)
+        wait_until(lambda: any("xid" in labels for _, labels, _ in source.samples()), "the XID of GPU 0")
     assert "XID events is not available: GPU is lost" in warnings_of(caplog)
     assert "XID events of GPU 1 is not available: GPU is lost" in warnings_of(caplog)
 
@@ -114,5 +114,5 @@ def test_the_xid_of_a_lost_gpu_is_counted(nvml: ModuleType, lost: set[int], monk
 
     monkeypatch.setattr(nvml, "nvmlEventSetWait_v2", lose_and_wait)
     with closing(open_gpus()) as source:
-        wait_until(lambda: any("xid" in labels for _, labels, _ in source.samples()), "the XID", 30)
+        wait_until(lambda: any("xid" in labels for _, labels, _ in source.samples()), "the XID")
         assert gpus_read(source) == {"1"}

@@ -95,18 +95,18 @@ def test_metrics_of_four_nodes_through_hang_requeue_and_end(paced_lab: Lab, tmp_
     configuration = write_configuration(tmp_path / "prometheus", tmp_path / "runs/.sd", _sooner)
     with Prometheus(configuration, lab.on_head()) as prometheus:
         record = _submit(lab, tmp_path)
-        wait_until(lambda: _instances(prometheus, 'up{job="motionmae"} == 1') == instances, "four targets", 300)
-        wait_until(lambda: prometheus.query("motionmae_step > 10"), f"steps: see {record.log}", 300)
+        wait_until(lambda: _instances(prometheus, 'up{job="motionmae"} == 1') == instances, "four targets")
+        wait_until(lambda: prometheus.query("motionmae_step > 10"), f"steps: see {record.log}")
 
         # one rank hangs, so all do: the exporters answer, and the alert names the run
         with _stopped_rank(tmp_path):
-            wait_until(lambda: "Stalled" in prometheus.alerts(), "the alert Stalled", 60)
+            wait_until(lambda: "Stalled" in prometheus.alerts(), "the alert Stalled")
             assert prometheus.alerts()["Stalled"]["labels"]["run"] == label
             assert _instances(prometheus, 'up{job="motionmae"} == 1') == instances
             assert len(prometheus.query("motionmae_snapshot_age_seconds > 3")) == 4
 
             # every series of the catalogue, from every node that has it; every dashboard expression
-            wait_until(lambda: all(map(prometheus.query, expressions(label))), "data in every panel", 60)
+            wait_until(lambda: all(map(prometheus.query, expressions(label))), "data in every panel")
             names = [metric.full_name for metric in METRICS.values() if not metric.full_name.startswith(_OPTIONAL)]
             missing = [name for name in names if not _is_there(prometheus, name)]
             assert missing == []
@@ -119,7 +119,7 @@ def test_metrics_of_four_nodes_through_hang_requeue_and_end(paced_lab: Lab, tmp_
 
         # a requeue: the same instances come back, as the same series
         lab.run("scontrol", "requeue", record.job_id)
-        wait_until(lambda: _attempts(run) == 2, "the second attempt", 300)
+        wait_until(lambda: _attempts(run) == 2, "the second attempt")
         assert lab.wait_for_job(record.job_id, ("COMPLETED", "FAILED"), 300) == "COMPLETED", Path(
             record.log
         ).read_text()
@@ -131,14 +131,15 @@ def test_metrics_of_four_nodes_through_hang_requeue_and_end(paced_lab: Lab, tmp_
         # increase() goes beyond the first sample by half an interval, beyond the last by 1.1 (extrapolatedRate)
         extrapolated = counted * (1 + 1.6 / (len(scraped) - 1))
         assert counted * 0.999 <= prometheus.value("increase(motionmae_clips_total[15m])") <= extrapolated
-        assert counted == pytest.approx(STEPS * BATCH, rel=0.25)  # all but what came before or after a scrape
+        # all but the steps after the last scrape of an attempt
+        assert 0.75 * STEPS * BATCH <= scraped[0] + counted <= STEPS * BATCH
         restarts = prometheus.value('sum(increase(motionmae_restarts_total{reason="stopped"}[15m]))')
         assert restarts == pytest.approx(1, rel=0.3)
 
         # the end: seen as such, and then gone, not down
         assert prometheus.value('max_over_time(motionmae_run_state{state="finished"}[15m])') == 1
         assert list((tmp_path / "runs/.sd").iterdir()) == []
-        wait_until(lambda: not prometheus.query('up{job="motionmae"}'), "the end of the targets", 60)
+        wait_until(lambda: not prometheus.query('up{job="motionmae"}'), "the end of the targets")
         assert not {"RunVanished", "ExporterDown"} & set(prometheus.alerts())
 
 

@@ -91,7 +91,7 @@ def test_a_dry_run_of_which_only_the_head_is_read_ends_in_silence(argv: list[str
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, *argv, "--dry-run"]
-    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
     os.close(writer)
     assert done.returncode == 128 + signal.SIGPIPE
     assert "Error" not in done.stderr
@@ -317,6 +317,11 @@ def program(tmp_path: Path) -> Iterator[Path]:
             os.killpg(int(record.job_id), signal.SIGKILL)
 
 
+def _logs(run: Path) -> str:
+    logs = [path for path in sorted((run / "logs").rglob("*")) if path.suffix in (".out", ".err", ".log")]
+    return "\n".join(f"--- {log} ---\n{log.read_text(errors='replace')}" for log in logs)
+
+
 @pytest.mark.long
 def test_a_local_run_is_preempted_and_goes_on_with_the_code_it_was_submitted_with(
     program: Path, tmp_path: Path
@@ -325,9 +330,9 @@ def test_a_local_run_is_preempted_and_goes_on_with_the_code_it_was_submitted_wit
     command = [sys.executable, str(program), *LOCAL, *tiny.overrides(shards), "--follow"]
     run = tmp_path / "runs/demo"
     watcher = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: len(tiny.rows(run)) >= 5, "metrics", 120)
+    wait_until(lambda: len(tiny.rows(run)) >= 5, "metrics", output=lambda: _logs(run))
     watcher.send_signal(signal.SIGINT)
-    _, message = watcher.communicate(timeout=30)  # standard error
+    _, message = watcher.communicate(timeout=300)  # standard error
     record = JobRecord.read(run)
     assert record is not None
     assert watcher.returncode == 130

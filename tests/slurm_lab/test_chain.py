@@ -42,7 +42,7 @@ def _preempted_twice(folder: Path, shards: Path) -> tuple[TrainingRun, dict[str,
             dict(word.split("=", 1) for word in job.split() if "=" in word) for job in jobs if "JobName=demo-" in job
         ]
         printed["states"] = " ".join(job["JobState"] for job in sorted(own, key=lambda job: int(job["JobId"])))
-        printed["follow"], _ = follower.communicate(timeout=120)
+        printed["follow"], _ = follower.communicate(timeout=300)
     return run, printed
 
 

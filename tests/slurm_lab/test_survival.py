@@ -66,7 +66,7 @@ def signalled_and_killed(folder: Path, shards: Path) -> RunResult:
         run.wait_for_steps(2 * CHECKPOINT_STEPS + 2)  # two checkpoints, of which one is damaged
         damages.append(strike(run, faults.truncate, run.nodes()[1]))
         result = _end(run, damages, printed)
-        printed["follow"], _ = follower.communicate(timeout=60)
+        printed["follow"], _ = follower.communicate(timeout=300)
         return result
 
 

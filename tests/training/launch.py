@@ -112,12 +112,18 @@ def run_ranks(world: int, target: Callable[..., Any], *arguments: Any) -> list[A
     return Ranks(world, target, *arguments).results()
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120.0) -> None:
-    """Wait until ``condition()`` holds."""
-    end = time.monotonic() + seconds
+def wait_until(
+    condition: Callable[[], Any], what: str, seconds: float = 300.0, output: Callable[[], str] = str
+) -> None:
+    """Wait until ``condition()`` holds. A failure shows ``output()``, e.g. the log of the process waited for.
+
+    The longer it waits, the less often it asks: a condition may start a process.
+    """
+    began = time.monotonic()
     while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s for {what} without success"
-        time.sleep(0.005)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"waited {seconds} s for {what} without success\n{output()}"
+        time.sleep(min(0.2, 0.005 + 0.05 * waited))
 
 
 def free_port() -> int:

@@ -121,7 +121,7 @@ def test_processes_that_share_a_cache_fetch_each_shard_once(server, data):
         print([len(reader.read_frames(sample, [0, 3])) for sample in range(reader.manifest.samples)])
     """
     for process in processes(code, server.url, data.cache, number=3):
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=300)
         assert (out, process.returncode) == (f"{[2] * sum(COUNTS)}\n", 0), errors
     assert sorted(tars(server)) == [f"toy-{number:06d}.tar" for number in range(len(COUNTS))]
 
@@ -308,7 +308,7 @@ class TestLoader:
                 found[rank] += json.loads(process.stdout.readline() or "[]")
             assert taken(data) <= limit * 1e9
         for rank, process in enumerate(ranks):
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=300)
             local = self.steps(changed(data, shards=str(folder), shuffle_window_shards=1), 36, rank=rank, world=2)
             assert found[rank] == [sample for samples, _, _ in local for sample in samples], errors
         assert 12 <= len(tars(server)) <= 18  # six shards, two epochs and what is fetched ahead

@@ -143,7 +143,7 @@ class TestEnded:
         """
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", textwrap.dedent(code), data.shards, data.cache]
-        found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert "cannot be written (File too large): free space, decrease data.cache_gb" in found.stderr
 
     def test_a_disk_smaller_than_a_shard(self, tmp_path, server, data):

@@ -134,7 +134,7 @@ def test_a_program_that_leaves_a_loader_open_ends_quietly(tmp_path, server, faul
     for tar in TARS:
         server.faults[tar] = [fault]
     command = [sys.executable, "-c", _LEAVE, server.url, str(tmp_path / "cache")]
-    ended = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True)
+    ended = subprocess.run(command, check=False, timeout=300, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 

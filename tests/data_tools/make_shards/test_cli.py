@@ -243,7 +243,7 @@ def test_missing_and_empty_folders_are_answered_in_a_sentence(videos, tmp_path, 
 def test_both_ways_of_starting_it_work_and_are_quiet(tmp_path, as_folder):
     write_video(tmp_path / "v" / "a.mp4", draw_frames(4))
     process = start(tmp_path / "v", tmp_path / "out", as_folder=as_folder)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=300)
     assert (process.returncode, errors) == (0, "")
     assert "1 videos in 1 shards" in output
 

@@ -78,7 +78,7 @@ def test_parts_that_run_at_once_make_the_bytes_of_one_run(videos, undisturbed, t
     out = tmp_path / "out"
     processes = [start(videos, out, "--workers", "1", "--part", f"{part}/3") for part in range(3)]
     for process in processes:
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=300)
         assert (process.returncode, errors) == (0, "")
         assert "when all parts are made, run the same command without --part" in output
     assert not (out / "manifest.json").exists()
@@ -121,7 +121,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(videos, undisturbed, 
     process = start(videos, out, "--workers", "2")
     wait_until(lambda: finished(out) >= 2, process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert errors == f"stopped: repeat the command to continue; finished shards stay in {out}\n"
     assert not list(out.glob("*.tmp"))

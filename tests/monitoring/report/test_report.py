@@ -185,7 +185,7 @@ def test_a_browser_lays_it_out_without_an_error_or_a_sideways_scroll(history: Ru
     page.write_text(page.read_text().replace("</body>", f"{probe}</body>"))
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},900"]
     command = ["chromium", *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=300)
     inner, scroll, tip = re.findall(r"<title>(.*?)</title>", shown.stdout, re.DOTALL)[0].split("|")
     assert int(scroll) <= int(inner)
     assert tip.startswith("step 60")
