@@ -10,16 +10,14 @@ _PERCENT = {"top1": "top-1", "top5": "top-5", "knn": "k-NN"}
 
 
 def describe_row(row: Row, seconds_left: float) -> str:
-    """Format a metrics row and the remaining time on one line."""
+    """Format a metrics row and the remaining time on one line. A validation has a line of its own."""
     wait = row["data_wait_seconds"] / max(row["step_seconds"], 1e-9)
-    found = {key[4:]: value for key, value in row.items() if key.startswith("val_") and key != "val_step"}
-    validation = f"  validation: {describe_figures(found)}" if found else ""
     parts = ", ".join(f"{key[5:]} {value:.4f}" for key, value in row.items() if key.startswith("loss_"))
     return (
         f"epoch {row['epoch']:.2f}  "
         f"loss {row['loss']:.4f}{f' ({parts})' if parts else ''}  "
         f"lr {row['lr']:.2e}  "
-        f"{row['clips_per_second']:.1f} clips/s  data wait {wait:.0%}  {duration(seconds_left)} left{validation}"
+        f"{row['clips_per_second']:.1f} clips/s  data wait {wait:.0%}  {duration(seconds_left)} left"
     )
 
 

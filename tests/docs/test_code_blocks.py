@@ -23,7 +23,7 @@ QUICK = {
     "shards toy": ("--train", "42", "--val", "14"),
     "pretrain": _ONE_EPOCH,
     "finetune": _ONE_EPOCH,
-    "submit": ("--dry-run",),
+    "submit": ("--dry-run", "optim.global_batch_size=32", "engine.micro_batch_size=1"),  # toy has 42 videos
 }
 """Further arguments with which the commands of a page take seconds, and need no Slurm."""
 SMALL = {

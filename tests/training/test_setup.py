@@ -24,6 +24,7 @@ def test_a_new_run_prints_the_settings_that_are_not_the_defaults(tmp_path: Path)
     settings = {key: values for key, *values in (re.split("  +", line.strip()) for line in printed if line[:2] == "  ")}
     assert settings["clip.size"] == ["32", "(default 224)"]
     assert settings["optim.epochs"] == ["1", "(default 1600)"]
+    assert "name" not in settings
     assert printed[0] == f"{len(settings)} settings differ from the defaults:"
     assert printed[len(settings) + 1] == f"all settings: {config.run_folder}/config.yaml"
     assert load_config(f"{config.run_folder}/config.yaml") == config
