@@ -64,7 +64,8 @@ class AsyncCheckpointer:
             waited: seconds since ``requested`` spent in :meth:`wait`.
         """
         assert self._thread is None, "one write at a time"
-        staged = sharded.stage(engine, self._rank, step, state, self._buffer)
+        with self._watchdog.during(f"copying the state of step {step}", self._watchdog.limits.step_seconds):
+            staged = sharded.stage(engine, self._rank, step, state, self._buffer)  # no disk takes part
         blocking = time.perf_counter() - requested
         self._thread = threading.Thread(
             target=self._write, args=(staged, requested, waited, blocking), name="checkpoint-writer", daemon=True

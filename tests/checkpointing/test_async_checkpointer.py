@@ -23,6 +23,7 @@ from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.save_workers import (
     be_taken_over,
     fail_and_recover,
+    pretrain_and_hang_in_a_save,
     pretrain_on_a_stuck_disk,
     pretrain_on_bad_samples,
     save_beside_training,
@@ -215,9 +216,19 @@ def test_a_disk_that_never_answers_is_a_hang(shards: Path, tmp_path: Path):
     config = tiny_run(shards, tmp_path, watchdog={"save_seconds": 8})
     ranks = Ranks(2, pretrain_on_a_stuck_disk, config)
     for process in ranks.processes:
-        process.join(120)
+        process.join(300)
         assert process.exitcode == 79, ranks.output()
     hang = rows_of(config, "hang")[0]
     assert hang["error"].startswith(("writing the checkpoint of step 6", "saving step 8"))
     assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
     assert store_of(config).complete()[-1].step == STEPS
+
+
+def test_a_rank_that_hangs_while_the_state_is_copied_has_the_limit_of_a_step(shards: Path, tmp_path: Path):
+    """The long limit of a save is for the disk, which takes no part in the copy."""
+    config = tiny_run(shards, tmp_path, watchdog={"step_seconds": 6})
+    ranks = Ranks(2, pretrain_and_hang_in_a_save, config)
+    for process in ranks.processes:
+        process.join(300)
+        assert process.exitcode == 79, ranks.output()
+    assert rows_of(config, "hang")[0]["error"].startswith("copying the state of step 6 takes longer")

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from motionmae.checkpointing.load_weights import load_state
+from motionmae.engine.precision import LossScale
 from motionmae.errors import UserError
 from motionmae.runs.checkpoint_store import CheckpointStore
-from tests.training.engine_workers import fail_to_write, load_all, save_all
+from tests.training.engine_workers import fail_to_write, load_all, resume_loss_scale, save_all
 from tests.training.launch import run_ranks
 
 STAGES = [0, 1, 2, 3]
@@ -91,6 +92,12 @@ def test_weights_of_a_damaged_or_missing_checkpoint_are_refused(saved_by_two: tu
     victim.write_bytes(content)
     with pytest.raises(UserError, match=r"model-00001-of-00002\.safetensors does not have the sha256"):
         load_state(tmp_path)
+
+
+def test_the_loss_scale_of_fp16_is_restored(tmp_path: Path):
+    for saved, restored, is_same in run_ranks(1, resume_loss_scale, tmp_path, [0, 1])[0]:
+        assert restored == saved == LossScale(1024.0, good_steps=2)
+        assert is_same
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -6,6 +6,7 @@ import signal
 import time
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_a_rank_that_hangs_ends_all_ranks_with_their_stacks_and_the_run_resumes(
     folder = RunFolder(config.run_folder)
     ranks = Ranks(2, pretrain_and_hang, config, 5)
     for process in ranks.processes:
-        process.join(120)
+        process.join(300)
         assert process.exitcode == EndReason.HUNG.exit_code, ranks.output()
     rows = list(read_rows(folder.events))
     assert [row["kind"] for row in rows[-2:]] == ["hang", "stop"]
@@ -46,7 +47,7 @@ def in_child(act, *arguments) -> tuple[int, float]:
     process = multiprocessing.get_context("fork").Process(target=act, args=arguments)
     began = time.monotonic()
     process.start()
-    process.join(60)
+    process.join(300)
     assert process.exitcode is not None
     return process.exitcode, time.monotonic() - began
 
@@ -120,8 +121,22 @@ def test_neither_saves_nor_a_stopped_process_count_as_a_hang(tmp_path: Path):
     time.sleep(4)  # stopped for longer than a step may take
     assert process.pid is not None
     os.kill(process.pid, signal.SIGCONT)
-    process.join(60)
+    process.join(300)
     assert process.exitcode == 0
+
+
+def test_a_pause_is_no_time_of_a_step_and_does_not_raise_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now = 1000.0
+    monkeypatch.setattr("motionmae.distributed.watchdog.time", SimpleNamespace(monotonic=lambda: now))
+    limits = []
+    with closing(Watchdog(WatchdogConfig(step_seconds=1, step_factor=10), tmp_path / "stacks", print)) as watchdog:
+        for step in range(1, 4):
+            watchdog.step(step)
+            with watchdog.during("saving", 60):
+                now += 500
+            now += 2  # a step takes two seconds
+            monkeypatch.setattr(watchdog, "expect", lambda _, limit, *__: limits.append(limit))
+    assert limits[0::2] == [10 * 2, 10 * 2]  # every second one is the pause's
 
 
 @pytest.mark.parametrize(("compiles", "startup", "first"), [(False, 50, 7), (True, 50, 50), (True, 5, 7), (True, 0, 0)])

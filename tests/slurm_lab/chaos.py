@@ -50,6 +50,7 @@ SETTINGS = (
     "--chain=1",
     "checkpoint.memory_every_steps=2",
     "watchdog.step_seconds=20",
+    "watchdog.save_seconds=60",
     "optim.warmup_epochs=1",
     "optim.clip_grad=0",
 )

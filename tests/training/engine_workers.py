@@ -6,7 +6,7 @@ import resource
 import signal
 import socket
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from motionmae.distributed.process_group import init_distributed
 from motionmae.distributed.stop_requests import StopRequests, StopSignals
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine, import_deepspeed
+from motionmae.engine.precision import LossScale
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.end_reason import EndReason, classify_error
 from motionmae.training import nonfinite
@@ -205,6 +206,34 @@ def load_all(
             losses = [take_step(engine, settings, rank, step) for step in range(steps, steps + more)]
             results[before, zero] = (losses, weights(engine), sharded_state.optimizer_steps(engine))
             engine.close()
+    return results
+
+
+def resume_loss_scale(folder: Path, zeros: list[int]) -> list[tuple[LossScale | None, LossScale | None, bool]]:
+    """Save in fp16 after two steps, and restore: the scales, and whether the next step is the same."""
+    results = []
+    for zero in zeros:
+        settings = config(zero, precision="fp16")
+        engine, rank = new_engine(settings)
+        assert engine.loss_scale is not None
+        engine.loss_scale.value = 1024.0  # not the one of a new engine
+        engine.set_loss_scale()
+        for step in range(2):
+            take_step(engine, settings, rank, step)
+        store = CheckpointStore(folder / str(zero))
+        sharded.write(sharded.stage(engine, rank, 2, {}, sharded.PinnedStagingBuffer()), store, rank)
+        saved = replace(engine.loss_scale)
+        expected = take_step(engine, settings, rank, 2), weights(engine)
+        engine.close()
+        engine, rank = new_engine(settings)
+        found = sharded.find_newest(store, rank, print)
+        assert found is not None
+        sharded.restore(engine, rank, found)
+        restored = replace(engine.loss_scale) if engine.loss_scale else None
+        loss, final = take_step(engine, settings, rank, 2), weights(engine)
+        is_same = loss == expected[0] and all(torch.equal(final[name], value) for name, value in expected[1].items())
+        results.append((saved, restored, is_same))
+        engine.close()
     return results
 
 

@@ -117,6 +117,19 @@ def pretrain_on_a_stuck_disk(config: Config) -> None:
     run_training(config)
 
 
+def pretrain_and_hang_in_a_save(config: Config) -> None:
+    """Run; the last rank hangs when the state of step 6 is copied, in which all ranks take part."""
+    stage = sharded.stage
+
+    def hang(engine: Engine, rank: DistributedContext, step: int, *arguments: Any) -> Any:
+        if step == 6 and rank.rank == rank.world - 1:
+            time.sleep(1e6)
+        return stage(engine, rank, step, *arguments)
+
+    sharded.stage = hang  # type: ignore[assignment]
+    run_training(config)
+
+
 def pretrain_on_bad_samples(config: Config, first: int, last: int) -> str:
     """Run; the losses of data steps ``first`` to ``last`` are not finite. Returns the end reason or the error."""
     forward_backward = Trainer.forward_backward
