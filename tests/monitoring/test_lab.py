@@ -19,7 +19,7 @@ from tests.monitoring.test_dashboards import expressions
 from tests.slurm import tiny
 from tests.slurm_lab.conftest import lab, lab_machine  # noqa: F401
 from tests.slurm_lab.lab import Lab
-from tests.slurm_lab.runs import RATE
+from tests.slurm_lab.runs import NO_STANDBY, RATE
 from tests.training.launch import wait_until
 from tests.training.shards import make_shards
 
@@ -30,7 +30,7 @@ def _submit(cluster: Lab, tmp_path: Path) -> JobRecord:
     shards = make_shards(tmp_path / "shards", samples=8)
     flags = ["--nodes", "4", "--ntasks-per-node", "1", "--time", "60", "--partition", "low"]
     changes = [f"optim.epochs={STEPS * BATCH // 16}", "engine.micro_batch_size=2", "checkpoint.every_steps=5"]
-    changes += ["monitoring.address=eth0", "monitoring.peak_tflops=0.1"]
+    changes += ["monitoring.address=eth0", "monitoring.peak_tflops=0.1", NO_STANDBY]
     command = [sys.executable, str(ROOT / "slurm/submit.py"), "--config", "demo", *flags]
     submitted = cluster.run(
         *command, *tiny.overrides(shards), *changes, cwd=tmp_path, env={"PYTHONPATH": str(FAKE_NVML)}

@@ -25,6 +25,8 @@ BATCH = 12
 RATE = "400mbit"
 """Bandwidth of the network: a step takes about a quarter of a second without using the processor."""
 SLOW_RATE = "160mbit"
+NO_STANDBY = "launch.standby=false"
+"""Halves the processes that a run starts, in tests of something else: standby processes cost the machine imports."""
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 TIMEOUT = 420.0
 """Seconds; the machine may be busy with other tests."""

@@ -6,7 +6,7 @@ import pytest
 from motionmae.runs.events import Kind, read_rows
 from slurm.attempt_log import AttemptLog
 from tests.slurm_lab.lab import Lab
-from tests.slurm_lab.runs import TrainingRun
+from tests.slurm_lab.runs import NO_STANDBY, TrainingRun
 from tests.training.shards import make_shards
 
 
@@ -16,7 +16,15 @@ def test_a_node_whose_storage_is_read_only_is_named_and_left_out(tmp_path: Path)
     shards = make_shards(tmp_path / "shards", samples=12)
     with Lab(nodes=3) as lab:
         run = TrainingRun(
-            lab, tmp_path, shards, "--nodes", "2", "optim.warmup_epochs=0", "launch.preflight_seconds=40", steps=4
+            lab,
+            tmp_path,
+            shards,
+            "--nodes",
+            "2",
+            NO_STANDBY,
+            "optim.warmup_epochs=0",
+            "launch.preflight_seconds=40",
+            steps=4,
         )
         run.path.mkdir(parents=True)
         for argv in (["--bind", str(run.path)], ["-o", "remount,ro,bind"]):
