@@ -11,7 +11,8 @@ weights are bitwise equal.
 
 A run trains on two nodes of four with one spare, and goes on with one node. This changes no bit, because a step has two
 micro-batches, whose gradients are added in either order. Clipping is off: the norm of the gradients is a sum over the
-ranks' parts, whose last bit depends on the number of ranks. With an odd seed the site preempts with PreemptMode=CANCEL
+ranks' parts, whose last bit depends on the number of ranks. A rank that trains alone is slowed down to the pace of two,
+so that the run does not end while Slurm notices a fault. With an odd seed the site preempts with PreemptMode=CANCEL
 and without a grace time, and the next job of the chain continues the run.
 """
 
@@ -54,6 +55,7 @@ SETTINGS = (
     "optim.warmup_epochs=1",
     "optim.clip_grad=0",
 )
+SLOW_STEPS = Path(__file__).with_name("slow_steps")
 SECONDS_PER_FAULT = 300
 """A run that takes longer is stuck."""
 
@@ -76,6 +78,7 @@ def chaos(seed: int, faults: int, folder: Path) -> tuple[TrainingRun, list[Damag
     mode, grace = ("CANCEL", 0) if seed % 2 else ("REQUEUE", GRACE_SECONDS)
     with Lab(nodes=4, rate=SLOW_RATE, preempt_mode=mode, grace_seconds=grace) as lab:
         run = struck_run(lab, folder / "struck", faults)
+        run.variables["PYTHONPATH"] = str(SLOW_STEPS)
         run.submit()
         damages = []
         for number, fault in enumerate(draw_faults(draw, faults)):

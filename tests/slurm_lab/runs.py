@@ -39,6 +39,7 @@ class TrainingRun:
         self, lab: Lab, folder: Path, shards: Path, *argv: str, steps: int = STEPS, batch: int = BATCH
     ) -> None:
         self.lab, self.folder, self.steps = lab, folder, steps
+        self.variables: dict[str, str] = {}  # of the shell that submits the run
         self.path = folder / "runs/demo"
         settings = [
             f"data.shards={shards}",
@@ -55,7 +56,7 @@ class TrainingRun:
 
     def submit(self, *argv: str) -> str:
         """Submit the run and return the printed text."""
-        done = self.lab.run(*self.command, *argv, cwd=self.folder, seconds=TIMEOUT)
+        done = self.lab.run(*self.command, *argv, cwd=self.folder, env=self.variables, seconds=TIMEOUT)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
