@@ -25,7 +25,6 @@ def test_a_new_run_prints_the_settings_that_are_not_the_defaults(tmp_path: Path)
     settings = {key: values for key, *values in (re.split("  +", line.strip()) for line in printed if line[:2] == "  ")}
     assert settings["clip.size"] == ["32", "(default 224)"]
     assert settings["optim.epochs"] == ["1", "(default 1600)"]
-    assert "name" not in settings
     assert printed[0] == f"{len(settings)} settings differ from the defaults:"
     assert printed[len(settings) + 1] == f"all settings: {config.run_folder}/config.yaml"
     assert load_config(f"{config.run_folder}/config.yaml") == config
@@ -47,7 +46,9 @@ def test_a_resumed_run_prints_only_the_settings_that_it_changes(tmp_path: Path, 
     ]
 
 
-def test_a_path_that_is_written_in_another_way_is_no_other_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    config = Config().updated({"output_dir": str(tmp_path / Config().output_dir)})
-    assert list(describe_differences(config)) == ["no settings differ from the defaults"]
+def test_what_a_run_is_and_where_is_no_other_setting():
+    config = Config().updated({"name": "mine", "output_dir": "/shared/runs", "seed": 1})
+    assert list(describe_differences(config)) == [
+        "1 setting differs from the defaults:",
+        "  seed  1  (default 0)",
+    ]
