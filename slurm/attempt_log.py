@@ -100,6 +100,10 @@ class AttemptLog:
         key = attempt.job, attempt.restart, attempt.start, node
         return any((row.job, row.restart, row.start, row.node) == key for row in self._failures())
 
+    def has_lost_node(self, job: str) -> bool:
+        """Return whether an attempt of ``job`` has lost a node."""
+        return any(row.job == job and row.reason is EndReason.NODE_DOWN for row in self._failures())
+
     def failures_without_progress(self, *jobs: str) -> int:
         """Count the failed attempts of ``jobs`` since their newest checkpoint."""
         failures = [row for row in self._failures() if row.job in jobs]

@@ -153,6 +153,11 @@ def requeue(job_id: str) -> bool:
     return True
 
 
+def release(job_id: str) -> bool:
+    """Let a job that is held start; return False if Slurm refuses."""
+    return run_command("scontrol", "release", job_id).returncode == 0
+
+
 def update(job_id: str, changes: Mapping[str, str]) -> bool:
     """Change a waiting job; return False if Slurm refuses. A busy controller is asked again.
 

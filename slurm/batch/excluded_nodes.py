@@ -7,6 +7,10 @@ Slurm again, shortens the list where too few other nodes are up, and queues the 
 batch script keeps postponing the review. It begins soon after that script is gone, for example after a node failure,
 when Slurm queues the job again with the old list.
 
+A job that has lost a node is also reviewed while its list is empty. A node that was cut off may come back in the belief
+that it still runs the job. Slurm 22.05 then refuses to start the job there ("Duplicate jobid"), drains the node, and
+holds the job for a person to release it. The review does that.
+
 Usage, in the review: ``python -m slurm.batch.excluded_nodes RUN JOB SECONDS``.
 """
 
@@ -32,6 +36,8 @@ LONGEST_PAUSE = 900
 """Seconds between two reviews, at most."""
 POSTPONE_SECONDS = 120
 """Seconds until the review of a training job, which postpones it twice in this time."""
+HELD = "launch_failed_requeued_held"
+"""Slurm's reason for a job that waits because a node did not start its batch script. Holds of people have others."""
 _ON_ANOTHER_NODE = (
     "trap '' TERM  # of the requeue",
     "failed=$(scontrol show job -o $SLURM_JOB_ID | sed -n 's/.*ExcNodeList=\\([^ (]*\\).*/\\1/p')",
@@ -79,8 +85,11 @@ def review(run: Path, job_id: str, pause: int = FIRST_REVIEW) -> None:
     if job.name == "RUNNING":  # its batch script did not postpone the review, perhaps because its node is lost
         arrange_review(run, job_id, POSTPONE_SECONDS)
         return
+    if job.detail == HELD and scontrol.release(job_id):
+        log(f"job {job_id} was held, because a node refused to start it: released")
     wanted = plan(run, job_id)
-    if wanted and not arrange_review(run, job_id, pause, min(2 * pause, LONGEST_PAUSE)):
+    needs_next = wanted or AttemptLog(run).has_lost_node(job_id)
+    if needs_next and not arrange_review(run, job_id, pause, min(2 * pause, LONGEST_PAUSE)):
         wanted = []
     change_list(run, job_id, job, wanted)
 
@@ -128,7 +137,7 @@ def cancel_review(job_id: str) -> None:
 
 @contextmanager
 def postponed_review(run: Path, job_id: str) -> Iterator[None]:
-    """Postpone the review of this job again and again, from a thread, if the job has excluded nodes of the run."""
+    """Postpone the review of this job again and again, from a thread, if the job needs one."""
     job = scontrol.show_job(job_id)
     stop = threading.Event()
 
@@ -137,7 +146,8 @@ def postponed_review(run: Path, job_id: str) -> Iterator[None]:
         while not stop.wait(POSTPONE_SECONDS / 2):
             arrange_review(run, job_id, POSTPONE_SECONDS)
 
-    if job is not None and set(job.excluded) & set(AttemptLog(run).excluded_nodes()):
+    attempts = AttemptLog(run)
+    if job is not None and (set(job.excluded) & set(attempts.excluded_nodes()) or attempts.has_lost_node(job_id)):
         threading.Thread(target=postpone, daemon=True).start()
     try:
         yield

@@ -11,7 +11,7 @@ from pathlib import Path
 from motionmae.runs.checkpoint_store import CheckpointStore
 from slurm.scontrol import expand_nodes
 from tests.slurm_lab.lab import Lab
-from tests.slurm_lab.runs import TIMEOUT, TrainingRun, former_processes, rank_processes
+from tests.slurm_lab.runs import TIMEOUT, TrainingRun, rank_processes
 
 
 @dataclass(frozen=True)
@@ -199,18 +199,8 @@ def strike(run: TrainingRun, fault: Callable[[TrainingRun, str], None], node: st
         struck = max(row["time"] for row in run.rows("events.jsonl") if row["kind"] == "preemption")
     damage = aftermath(run, NAMES[fault], struck, before)
     REPAIRS.get(fault, nothing)(run.lab, node)
-    if fault in (unplug, kill_slurmd):
-        wait_for_slurmd(run)
+    run.lab.resume_drained()
     return damage
-
-
-def wait_for_slurmd(run: TrainingRun) -> None:
-    """Wait until a node that is back has ended the processes from before the requeue.
-
-    If Slurm 22.05 gives the job such a node again, its slurmd refuses it ("Duplicate jobid"), and Slurm holds the job
-    until a person releases it. The lab's requeues wait for 5 s; with Slurm's defaults they wait for two minutes.
-    """
-    run.lab.wait_until(lambda: not former_processes(run.lab, run.record.job_id), TIMEOUT)
 
 
 def aftermath(run: TrainingRun, name: str, since: float, before: set[str]) -> Damage:

@@ -265,6 +265,17 @@ class Lab:
         """Start a node's slurmd again."""
         (self.folder / f"{node}.no-slurmd").unlink()
 
+    def resume_drained(self) -> None:
+        """Do what an administrator does with a node that Slurm has drained: restart its slurmd, and resume the node.
+
+        Slurm 22.05 drains a node that was cut off and believes that it still runs a job ("Duplicate jobid").
+        """
+        shown = self.run("sinfo", "-h", "-N", "-t", "drained", "-o", "%N").stdout.split()
+        for node in dict.fromkeys(shown):
+            self.kill_slurmd(node)
+            self.start_slurmd(node)
+            self.run("scontrol", "update", f"nodename={node}", "state=resume")
+
     def stop(self) -> None:
         """End every process of the lab and remove its folder."""
         for machine in reversed(self._machines.values()):

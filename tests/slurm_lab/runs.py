@@ -3,7 +3,6 @@
 import re
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -142,26 +141,16 @@ def rank_processes(lab: Lab, job_id: str) -> dict[int, int]:
     Ranks of an earlier attempt may survive on a node that was cut off. A rank's process is named ``rank1#2`` in the
     third attempt (start 2) since the job was queued; a standby process has another name.
     """
-    restarts = int(lab.job(job_id)["Restarts"])
-    found: dict[int, dict[int, int]] = {}
-    for process, restart, comm in _processes(lab, job_id):
-        if restart == restarts and (name := re.fullmatch(r"rank(\d+)#(\d+)\n", comm)):
-            found.setdefault(int(name[2]), {})[int(name[1])] = process
-    return found[max(found)] if found else {}
-
-
-def former_processes(lab: Lab, job_id: str) -> list[int]:
-    """Processes of a job from before its last requeue, which survive on a node that was cut off."""
-    restarts = int(lab.job(job_id)["Restarts"])
-    return [process for process, restart, _ in _processes(lab, job_id) if restart != restarts]
-
-
-def _processes(lab: Lab, job_id: str) -> Iterator[tuple[int, int, str]]:
-    """Process ID outside of the lab, restart count and name of each process of a job."""
+    restarts = lab.job(job_id)["Restarts"].encode()
     mine = {f"SLURM_CONF={lab.folder}/slurm.conf".encode(), f"SLURM_JOB_ID={job_id}".encode()}
+    found: dict[int, dict[int, int]] = {}
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # the process has ended
+            name = re.fullmatch(r"rank(\d+)#(\d+)\n", (path / "comm").read_text())
+            if name is None:
+                continue
             variables = (path / "environ").read_bytes().split(b"\0")
-            if mine <= set(variables):
-                counts = [v.partition(b"=")[2] for v in variables if v.startswith(b"SLURM_RESTART_COUNT=")] or [b"0"]
-                yield int(path.name), int(counts[0]), (path / "comm").read_text()
+            counts = [v.partition(b"=")[2] for v in variables if v.startswith(b"SLURM_RESTART_COUNT=")] or [b"0"]
+            if mine <= set(variables) and counts == [restarts]:
+                found.setdefault(int(name[2]), {})[int(name[1])] = int(path.name)
+    return found[max(found)] if found else {}

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from motionmae.runs.end_reason import EndReason
+from motionmae.runs.history import Attempt
+from slurm.attempt_log import AttemptLog
 from slurm.batch import excluded_nodes
 from slurm.batch.excluded_nodes import (
     arrange_review,
@@ -18,6 +21,7 @@ from slurm.batch.excluded_nodes import (
 from slurm.job_state import JobRecord
 from slurm.scontrol import parse_job
 from tests.slurm.batch.controller import PENDING, REFUSED, RUNNING, Controller, fail_on
+from tests.training.launch import wait_until
 
 SHOW, SCRIPT, UP = "scontrol show job -o 7", "scontrol write batch_script 7 -", "sinfo"
 TEST = "sbatch --parsable --test-only --exclude="
@@ -115,6 +119,32 @@ def test_the_first_review_comes_soon(tmp_path: Path, controller: Controller) -> 
     assert "#SBATCH --begin=now+30\n" in controller.scripts[-1]
 
 
+def test_a_job_that_a_node_refused_is_released(
+    tmp_path: Path, controller: Controller, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for reason, released in (("launch_failed_requeued_held", True), ("JobHeldUser", False), ("Resources", False)):
+        controller.calls.clear()
+        controller.answers[SHOW] = f"{PENDING}(null) Reason={reason}"
+        review(tmp_path, "7")
+        assert controller.called("scontrol release") == ["scontrol release 7"] * released
+        assert ("a node refused to start it: released" in capsys.readouterr().out) == released
+    controller.answers |= {SHOW: f"{PENDING}(null) Reason=launch_failed_requeued_held", "scontrol release": REFUSED}
+    review(tmp_path, "7")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_job_that_has_lost_a_node_is_reviewed_without_a_list(tmp_path: Path, controller: Controller) -> None:
+    controller.answers[SHOW] = f"{PENDING}(null)"
+    lost = AttemptLog(tmp_path)
+    lost.log_failure(Attempt(job="6", restart=0), EndReason.NODE_DOWN, 0, "node1")  # of another job
+    lost.log_failure(Attempt(job="7", restart=0), EndReason.KILLED, 0, "node3")
+    review(tmp_path, "7", 30)
+    assert controller.scripts == []
+    lost.log_failure(Attempt(job="7", restart=0), EndReason.NODE_DOWN, 0, "node2")
+    review(tmp_path, "7", 30)
+    assert " 7 60 && exit\n" in controller.scripts[-1]
+
+
 def test_no_node_is_excluded_without_a_review(tmp_path: Path, controller: Controller) -> None:
     fail_on(tmp_path, "node1")
     _own(tmp_path, "node8")
@@ -207,3 +237,15 @@ def test_a_run_that_trains_keeps_postponing_its_review(
     time.sleep(0.1)
     assert len(arranged) == count
     assert set(arranged) == {0.02}
+
+
+def test_a_job_that_has_lost_a_node_has_a_review_that_waits(tmp_path: Path, controller: Controller) -> None:
+    """No node is excluded yet. Slurm may requeue the job onto the lost node, which refuses it."""
+    controller.answers[SHOW] = RUNNING
+    with postponed_review(tmp_path, "7"):
+        time.sleep(0.05)
+    assert controller.scripts == []
+    AttemptLog(tmp_path).log_failure(Attempt(job="7", restart=0), EndReason.NODE_DOWN, 0, "node1")
+    with postponed_review(tmp_path, "7"):
+        wait_until(lambda: controller.scripts, "the review")
+    assert "#SBATCH --begin=now+120\n" in controller.scripts[0]
