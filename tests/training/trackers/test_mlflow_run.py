@@ -110,7 +110,8 @@ def row(step: int, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_new_run_has_its_config_in_messages_that_mlflow_takes(server: Server, tmp_path: Path):
-    changes = {"data.shards": "x" * 6001, "log.mlflow_experiment": "videos"}
+    mixture = [{"path": f"{name * 200}/" * 17, "weight": 1.0} for name in "xy"]  # 6800 characters
+    changes = {"data.shards": mixture, "log.mlflow_experiment": "videos"}
     opened = tracker(tmp_path, "", **changes)
     opened.close()
     folder = str((tmp_path / "runs/shown").resolve())
@@ -124,7 +125,8 @@ def test_a_new_run_has_its_config_in_messages_that_mlflow_takes(server: Server, 
     values = flat(Config(name="shown", output_dir=str(tmp_path / "runs")).updated(changes).model_dump(mode="json"))
     assert found.keys() == values.keys()
     assert [len(message) for message in server.parameters[:-1]] == [100] * (len(values) // 100)
-    assert found["data.shards"] == "x" * 6000
+    assert found["data.shards"] == str(values["data.shards"])[:6000]
+    assert len(found["data.shards"]) == 6000
     assert (opened.run_id, opened.stored_step) == ("new", 0)
 
 
