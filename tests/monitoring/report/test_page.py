@@ -1,36 +1,17 @@
 """What the report says of a run, worked by hand."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from monitoring.report import page
 from monitoring.report.losses import HeadLoss, last_loss, loss_table
 from monitoring.report.pictures import data_url, reconstructions
-from motionmae.config import Config, load_config, save_config
+from motionmae.config import Config
 from motionmae.planning.flops import step_flops
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import LineFile, Phase
-from motionmae.runs.history import RunHistory
-from tests.monitoring.runs import metrics_row
-
-Rows = Sequence[dict[str, Any]]
-
-
-def history_of(folder: Path, events: Rows = (), rows: Rows = (), *settings: str) -> RunHistory:
-    """A run of one attempt ``a`` on two ranks, which began at second 100, and what it wrote."""
-    run = RunFolder(folder)
-    run.create()
-    start = {"kind": "start", "step": 0, "time": 100.0, "world": 2, "hosts": ["n"]}
-    for file, content in ((LineFile(run.events), [start, *events]), (LineFile(run.metrics), rows)):
-        for row in content:
-            file.append({"attempt": "a", "time": 110.0, **row})
-        file.close()
-    if settings:
-        save_config(load_config("demo", list(settings)), run.config)
-    return RunHistory(folder)
+from motionmae.runs.events import Phase
+from tests.monitoring.runs import history_of, metrics_row
 
 
 def test_flops_are_those_of_the_clips_of_all_ranks(tmp_path: Path):
