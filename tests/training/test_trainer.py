@@ -24,9 +24,9 @@ from motionmae.training.trainer import Trainer
 from motionmae.training.validation.validator import Validated
 from motionmae.training.validation_record import ValidationRecord
 from tests.training.launch import run_ranks
+from tests.training.replacements import NOTHING, STOP, Told, a_trainer
 from tests.training.run_workers import pretrain_and_count_waits, pretrain_without_memory
 from tests.training.shards import STEPS, make_shards, tiny_run
-from tests.training.stand_ins import NOTHING, STOP, Told, a_trainer
 
 ROWS = 3
 LOSS = SkippedStep("loss", [1], [17, 42])

@@ -19,7 +19,7 @@ from motionmae.training import trainer as module
 from motionmae.training.nonfinite import SkippedStep
 from motionmae.training.state import TrainState
 from motionmae.training.validation_record import ValidationRecord
-from tests.training.stand_ins import NOTHING, STOP, Told, a_trainer
+from tests.training.replacements import NOTHING, STOP, Told, a_trainer
 
 SAVED = SaveResult(4, SimpleNamespace(folder=Path("step-4"), bytes=70), "", 1.0, 2.0, 3.0)  # type: ignore[arg-type]
 FAILED = replace(SAVED, checkpoint=None, error="No space left")

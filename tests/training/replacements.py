@@ -1,4 +1,4 @@
-"""A real trainer whose engine, loader and other parts are stand-ins, and what it tells its sinks and callbacks."""
+"""A real trainer with replacements for its engine, loader and other parts, and what it tells others."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -44,7 +44,7 @@ class Told:
 
 
 def a_trainer(tmp_path: Path, told: Told, rank: int = 0, **sections: Any) -> Any:
-    """A trainer whose engine, loader and memory copies are stand-ins; it has taken 4 of 9 steps."""
+    """A trainer whose engine, loader and memory copies are replacements; it has taken 4 of 9 steps."""
     config = tiny_run(tmp_path / "shards", tmp_path / "runs", **sections)
     trainer = Trainer(
         config=config,
