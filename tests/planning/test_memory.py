@@ -251,7 +251,7 @@ def test_the_next_micro_batch_is_on_its_way_to_a_gpu() -> None:
 
 
 def test_a_frozen_encoder_has_no_gradients_and_no_moments() -> None:
-    frozen = predict_memory(_small("task=finetune", "finetune.frozen=true"), 1)
+    frozen = predict_memory(_small("task=finetune", "finetune.mode=linear", "finetune.init=run"), 1)
     encoder = 4 * 710_016
     assert (frozen.parameters, frozen.gradients, frozen.optimizer, frozen.activations) == (encoder, 0, 0, 0)
     trained = predict_memory(_small("task=finetune"), 1)
@@ -313,7 +313,7 @@ def test_the_bytes_of_a_value(precision: str, gpus: int, size: int) -> None:
         ("launch.nodes=1 checkpoint.memory_every_steps=10", 12 * P, 24 * P, 24 * P),  # old and new, of its own ranks
         ("launch.nodes=2 checkpoint.memory_every_steps=10", 6 * P, 12 * P, 24 * P),  # and of another node's
         ("launch.nodes=2 checkpoint.memory_every_steps=10 optim.ema_decay=0.9", 8 * P, 16 * P, 32 * P),
-        ("launch.nodes=1 task=finetune finetune.frozen=true", 0, 0, 0),
+        ("launch.nodes=1 task=finetune finetune.mode=linear finetune.init=run", 0, 0, 0),
     ],
 )
 def test_host_memory_of_checkpoints_by_hand(changes: str, once: int, staging: int, copies: int) -> None:
