@@ -105,7 +105,7 @@ class TestReconstructionCallback:
         return fields
 
 
-class Drawing:
+class Painter:
     """A process that draws, which ends with ``status`` when a test lets it."""
 
     def __init__(self, status: int | None) -> None:
@@ -127,11 +127,11 @@ class Drawn:
         self.folder, self.told = RunFolder(folder / "run"), Told()
         self.folder.create()
         self.callback = ReconstructionCallback(self.folder, every, EventLog("a", [self.told]), self.told.lines.append)
-        self.drawings = [Drawing(status) for status in statuses]
+        self.drawings = [Painter(status) for status in statuses]
         self.started: list[tuple[int, int]] = []
         monkeypatch.setattr(self.callback, "_start", self.start)
 
-    def start(self, step: int, niceness: int) -> Drawing:
+    def start(self, step: int, niceness: int) -> Painter:
         self.started.append((step, niceness))
         return self.drawings[len(self.started) - 1]
 
@@ -192,7 +192,7 @@ def test_a_picture_that_cannot_be_started_is_a_warning(
 ):
     drawn = Drawn(tmp_path, 10, monkeypatch)
 
-    def fail(step: int, niceness: int) -> Drawing:
+    def fail(step: int, niceness: int) -> Painter:
         raise OSError("no process")
 
     monkeypatch.setattr(drawn.callback, "_start", fail)
