@@ -57,6 +57,10 @@ def job_environment(config: Config, code: Path, cluster: str, site: Mapping[str,
     return variables | dict(site or {}) | {"PYTHONPATH": path}
 
 
+HANG_MARGIN = 10.0
+"""Seconds in which the ranks' own watchdogs find a hang before the supervisor does."""
+
+
 class TrainingExecutor(SlurmExecutor):
     """submitit's Slurm executor. Its script can also be printed on a machine without Slurm.
 
@@ -129,6 +133,7 @@ def supervisor_arguments(config: Config) -> list[str]:
         "signal-seconds": launch.signal_seconds,
         "join-seconds": launch.preflight_seconds,
         "heartbeat-seconds": launch.heartbeat_seconds,
+        "hang-seconds": limit + HANG_MARGIN if (limit := config.watchdog.step_seconds) else 0.0,
     }
     options = [f"--{key}={value}" for key, value in arguments.items()]
     flags = {"--standby": launch.standby, "--no-kill": goes_on_without_node(launch)}

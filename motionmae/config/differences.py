@@ -19,8 +19,10 @@ def differences(config: Config, other: Config) -> dict[str, tuple[Any, Any]]:
 
 def describe_differences(config: Config, last: Config | None = None) -> Iterator[str]:
     """Yield the settings that differ from the defaults or, with ``last``, from the last attempt of the run."""
-    other = absolute_paths(last) if last else Config().updated({key: getattr(config, key) for key in _OF_THE_RUN})
-    changed = differences(absolute_paths(config) if last else config, other)
+    other = last or Config().updated({key: getattr(config, key) for key in _OF_THE_RUN})
+    # a relative path and the same as an absolute one are one setting; it is printed as it was given
+    places = differences(absolute_paths(config), absolute_paths(other))
+    changed = {key: values for key, values in differences(config, other).items() if key in places}
     title, word = ("the last attempt of this run", "was") if last else ("the defaults", "default")
     differ = "1 setting differs" if len(changed) == 1 else f"{len(changed) or 'no'} settings differ"
     yield f"{differ} from {title}{':' if changed else ''}"

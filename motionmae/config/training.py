@@ -145,8 +145,9 @@ class WatchdogConfig(Section):
     startup_seconds: NonNegativeFloat = 1800.0
     """Limit from process-group setup to the first step, with loading of a checkpoint."""
     step_seconds: NonNegativeFloat = 600.0
-    """Minimum limit of a step, and limit for copying the state of a checkpoint to host memory. The first step of a
-    compiled model, in which all ranks compile, has the limit `startup_seconds` if that is longer."""
+    """Minimum limit of a step, limit for copying the state of a checkpoint to host memory, and limit for a rank
+    without a sign of life on Slurm. The first step of a compiled model, in which all ranks compile, has the limit
+    `startup_seconds` if that is longer."""
     step_factor: Annotated[float, Field(ge=1)] = 20.0
     """Limit of a step as a multiple of the median of the last steps, if that is longer than `step_seconds`."""
     save_seconds: NonNegativeFloat = 3600.0

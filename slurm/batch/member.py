@@ -41,6 +41,8 @@ GONE_SECONDS = 30.0
 """Time in which the killed processes of an earlier attempt must leave this node; a driver can hold them for ever."""
 TURN_SECONDS = 5.0
 """Time that a node has to requeue the job before the next node tries, and between two questions to Slurm."""
+ALIVE_SECONDS = 5.0
+"""Time between two signs of life of a rank."""
 _LOWEST_PRIORITY = 19
 
 
@@ -52,6 +54,8 @@ class Membership(Sink):
         self._connection = connect(invitation.host, invitation.port)
         keep_alive(self._connection, invitation.heartbeat_seconds)
         self._lines = self._connection.makefile("rb")
+        self._sending = threading.Lock()
+        self._left = threading.Event()
         self._greet(invitation)
 
     def _greet(self, invitation: Invitation) -> None:
@@ -84,6 +88,7 @@ class Membership(Sink):
         preparation.start()
         assignment = self._receive()
         threading.Thread(target=self._watch, daemon=True).start()
+        threading.Thread(target=self._sign, daemon=True).start()
         if self.standby:
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, preparation.native_id or 0, 0)  # root may
@@ -112,18 +117,27 @@ class Membership(Sink):
             if is_lost(error):
                 requeue_without_supervisor()
 
+    def _sign(self) -> None:
+        """Tell the supervisor that this process runs.
+
+        A process that is stopped, or whose libraries hold Python's lock, cannot; then its watchdog does not run either.
+        """
+        while not self._left.wait(ALIVE_SECONDS):
+            self._report(Report(what="alive"))
+
     def event(self, row: Row) -> None:
         if row["kind"] == Kind.FIRST_STEP:
             self._report(Report(what="trains"))
 
     def leave(self, status: int) -> None:
         """Announce the exit status of this process."""
+        self._left.set()
         self._report(Report(what="leaves", status=status & 0xFF))
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)  # ends the watching thread, which would hold up the exit
 
     def _report(self, report: Report) -> None:
-        with suppress(OSError):  # the end of the connection says the same
+        with self._sending, suppress(OSError):  # the end of the connection says the same
             self._connection.sendall(line(report))
 
     def _read(self) -> bytes:

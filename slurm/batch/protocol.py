@@ -74,9 +74,9 @@ class Assignment(JsonModel):
 
 
 class Report(JsonModel):
-    """Line of a process: its attempt takes steps, or the process is about to exit with ``status``."""
+    """Line of a process: its attempt takes steps, it runs, or it is about to exit with ``status``."""
 
-    what: Literal["trains", "leaves"]
+    what: Literal["trains", "alive", "leaves"]
     status: Annotated[int, Field(ge=0, le=255)] = 0
 
 

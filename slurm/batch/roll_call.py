@@ -2,7 +2,8 @@
 
 The connection of a process is its sign of life. Its end is the end of the process, at once. The kernels of both nodes
 also exchange keepalive packets: a node without power or network is lost after ``launch.heartbeat_seconds``, while a
-process that is stopped, or busy in C, is not (a hang is the watchdog's business).
+process that is stopped, or busy in C, is not. A rank says every ALIVE_SECONDS that it runs: one that is silent for
+longer than a step may take is hung. Other hangs are the watchdog's business.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from motionmae.json_text import JsonModel, parse_json
 from slurm.batch import protocol
@@ -32,6 +33,7 @@ class Member:
     status: int | None = None  # exit status that the process has announced
     gone: bool = False  # the process has ended, or its node is lost
     lost: bool = False  # its node does not answer
+    heard_at: float = field(default_factory=time.monotonic)  # monotonic time of its last line
     ended_at: float = 0.0  # monotonic time at which it announced its end or was gone; 0 before
 
     @property
@@ -91,6 +93,9 @@ class RollCall:
             self._changed()
             while text := await reader.readline():
                 report = parse_json(text, Report)
+                member.heard_at = time.monotonic()
+                if report.what == "alive":
+                    continue
                 member.trains |= report.what == "trains"
                 if report.what == "leaves":
                     member.status, member.ended_at = report.status, time.monotonic()

@@ -39,6 +39,8 @@ HUNG_SECONDS = 0.5
 """The same after a hang: the other ranks hang, too, or their watchdogs have ended them by now."""
 MOST_BURNT_STEPS = 8
 """Empty steps at the start of a requeued job, at most."""
+STOOD_STILL_SECONDS = 10.0
+"""Time after which this process must have been stopped, as by `scontrol suspend`, or have waited for Slurm."""
 _POLL_SECONDS = 1.0
 _CONTROLLER_SECONDS = 15.0  # between two questions to Slurm's controller, which serves the whole site
 
@@ -52,6 +54,7 @@ class Settings:
     no_kill: bool  # the job keeps its other nodes when one is lost (sbatch --no-kill)
     heartbeat_seconds: int
     join_seconds: int  # from the first process of a step to the last
+    hang_seconds: float  # for which a rank that trains may give no sign of life; 0: for ever
 
 
 class Supervisor:
@@ -65,7 +68,7 @@ class Supervisor:
         self.first_step_id = 0
         self.standby: Step | None = None
         self.predecessors: list[Member] = []
-        self._asked = time.monotonic()
+        self._asked = self._listened = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, nodes: list[str]) -> int:
@@ -97,7 +100,7 @@ class Supervisor:
                 assigned = True
             elif not assigned and members and time.monotonic() - began > self.settings.join_seconds:
                 failure = self.absent(members, nodes)
-            failure = failure or await self.failure(step)
+            failure = failure or await self.failure(step) or self.silence(self.members(step))
             if assigned and not step.ending and await self.is_reduced(nodes):
                 step.ending = True
                 await asyncio.to_thread(step.signal, self.policy.attempt.job, members[0].hello.step, "TERM")
@@ -141,6 +144,21 @@ class Supervisor:
                 return cause or Failure(EndReason.KILLED, failed[0].node, 128 + signal.SIGKILL)
             await self.wait(0.1)
         return None
+
+    def silence(self, members: Sequence[Member]) -> Failure | None:
+        """Return a hang if a rank gives no sign of life: it is stopped, or a library holds Python's lock.
+
+        If other ranks wait for it, their watchdogs find the hang earlier, and write stack traces.
+        """
+        now, limit = time.monotonic(), self.settings.hang_seconds
+        elapsed, self._listened = now - self._listened, now
+        for member in members:
+            member.heard_at += elapsed if elapsed > STOOD_STILL_SECONDS else 0.0
+        silent = [m for m in members if m.trains and not m.ended_at and now - m.heard_at > limit]
+        if not limit or not silent:
+            return None
+        log(f"a rank on {silent[0].node} has given no sign of life for {now - silent[0].heard_at:.0f} s")
+        return Failure(EndReason.HUNG, status=EndReason.HUNG.exit_code)
 
     async def is_reduced(self, nodes: Sequence[str]) -> bool:
         """Return whether Slurm has taken a node from this job: its slurmd does not answer, or an administrator did it.
@@ -284,7 +302,12 @@ def main(argv: Sequence[str]) -> int:
             return 0
         nodes = held[: counts[0]]
     settings = Settings(
-        counts, arguments.standby, arguments.no_kill, arguments.heartbeat_seconds, arguments.join_seconds
+        counts,
+        arguments.standby,
+        arguments.no_kill,
+        arguments.heartbeat_seconds,
+        arguments.join_seconds,
+        arguments.hang_seconds,
     )
     supervisor = Supervisor(policy, settings, command, held)
     supervisor.first_step_id = burn_step_ids(policy.attempts.last_step_id(attempt.job))
@@ -319,6 +342,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Command]:
     parser.add_argument("--signal-seconds", type=int, default=0)
     parser.add_argument("--join-seconds", type=int, default=120)
     parser.add_argument("--heartbeat-seconds", type=int, default=5)
+    parser.add_argument("--hang-seconds", type=float, default=0.0)
     parser.add_argument("--standby", action="store_true")
     parser.add_argument("--no-kill", action="store_true")
     own, command = _split(list(argv))

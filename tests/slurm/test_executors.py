@@ -190,7 +190,7 @@ def test_the_batch_script_gets_every_number_of_the_config() -> None:
     supervisor, srun, _ = command.split(" -- ")
     assert supervisor.split()[4:] == [
         f"{Path.cwd()}/runs/demo", "--max-retries=7", "--node-counts=3", "--ntasks-per-node=2", "--signal-seconds=210",
-        "--join-seconds=33", "--heartbeat-seconds=11", "--standby",
+        "--join-seconds=33", "--heartbeat-seconds=11", "--hang-seconds=610.0", "--standby",
     ]  # fmt: skip
     assert srun.split() == [
         "srun", "--unbuffered", "--output", f"{LOGS}/%j_%t_log.out", "--kill-on-bad-exit=1", "--cpus-per-task=6",

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from motionmae.runs.checkpoint_store import CheckpointStore
 from slurm.scontrol import expand_nodes
 from tests.slurm_lab.lab import Lab
 from tests.slurm_lab.runs import TIMEOUT, TrainingRun, rank_processes
@@ -115,6 +116,7 @@ def kill_in_write(run: TrainingRun, node: str) -> None:
 
 def truncate(run: TrainingRun, node: str) -> None:
     """The newest checkpoint loses half of a file, as on a bad disk, and the rank on a node is killed."""
+    run.wait(lambda: CheckpointStore(run.path / "checkpoints").complete(), "checkpoint")
     processes = rank_processes(run.lab, run.record.job_id).values()
     for process in processes:
         os.kill(process, signal.SIGSTOP)  # no newer checkpoint may be committed now

@@ -7,6 +7,7 @@ are written there; ``python -m tests.slurm_lab.table FILE`` turns them into the 
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -107,13 +108,19 @@ def elastic(folder: Path, shards: Path) -> RunResult:
         for number, argv in ((2, ("--nodes", "2")), (3, ("--nodes", "3", "engine.micro_batch_size=4"))):
             run.wait_for_steps(4)
             before = run.attempts()
+            printed[f"runs before {number} nodes"] = _list_runs(run)
             lab.run("scancel", run.record.job_id)
             lab.wait_for_job(run.record.job_id, ("CANCELLED",), 60)
+            printed[f"runs stopped for {number} nodes"] = _list_runs(run)
             if number == 3:
                 printed["indivisible"] = lab.run(*run.command, "--nodes", "3", cwd=folder).stderr
             run.submit(*argv)
             damages.append(faults.aftermath(run, f"stopped, submitted on {number} nodes", time.time(), before))
         return _end(run, damages, printed)
+
+
+def _list_runs(run: TrainingRun) -> str:
+    return run.lab.run(sys.executable, "-m", "motionmae", "runs", "runs", "--json", "-", cwd=run.folder).stdout
 
 
 def _lose_nodes(folder: Path, shards: Path, *strikes: tuple[Callable[[TrainingRun, str], None], int]) -> RunResult:
@@ -213,3 +220,15 @@ def test_an_active_run_is_followed_and_not_submitted_twice(results: dict[str, Fu
     assert "is already submitted as slurm job 1" in printed["twice"]
     for text in ("following job 1; nothing new is submitted", "a rank was killed (node ", "-- job 1: COMPLETED"):
         assert text in printed["follow"]
+
+
+def test_the_table_of_runs_follows_slurm(results: dict[str, Future[RunResult]]) -> None:
+    printed = results["elastic"].result().printed
+    for job, nodes, next_nodes in (("1", 4, 2), ("2", 2, 3)):
+        (trains,) = json.loads(printed[f"runs before {next_nodes} nodes"])
+        (stopped,) = json.loads(printed[f"runs stopped for {next_nodes} nodes"])
+        assert (trains["name"], trains["state"], trains["job"]) == ("demo", "training", job)
+        assert trains["hosts"] == [f"node{number}" for number in range(1, nodes + 1)]
+        assert trains["step"] >= 4
+        assert trains["eta_seconds"] > 0
+        assert (stopped["state"], stopped["eta_seconds"]) == ("stopped", None)

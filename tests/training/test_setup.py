@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from motionmae.config import config_yaml, load_config, save_config
+from motionmae.config import Config, config_yaml, load_config, save_config
+from motionmae.config.differences import describe_differences
 from motionmae.runs.directory import RunFolder
 from motionmae.training.callbacks.base import ProgressLine
 from motionmae.training.setup import log_settings
@@ -44,3 +45,9 @@ def test_a_resumed_run_prints_only_the_settings_that_it_changes(tmp_path: Path, 
         "  log.every_steps  7  (was 1)",
         f"all settings: {folder.config}",
     ]
+
+
+def test_a_path_that_is_written_in_another_way_is_no_other_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config().updated({"output_dir": str(tmp_path / Config().output_dir)})
+    assert list(describe_differences(config)) == ["no settings differ from the defaults"]

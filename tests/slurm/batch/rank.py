@@ -1,7 +1,8 @@
 """A rank without torch: it joins the roll call like a training rank, and then acts as the test has written.
 
 ``acts.json`` in the folder of the test: for each start a map of rank to ``finish``, ``finish N``, ``exit N``,
-``die N``, ``kill`` or ``wait``. ``exit`` announces the status, ``die`` does not; ``finish N`` announces success.
+``die N``, ``kill``, ``stop``, ``work SECONDS`` or ``wait``. ``exit`` announces the status, ``die`` does not;
+``finish N`` announces success.
 """
 
 import json
@@ -11,10 +12,12 @@ import sys
 import time
 from pathlib import Path
 
+from slurm.batch import member
 from slurm.batch.member import join, start_ticks, take_place
 from slurm.batch.protocol import Report
 
 folder = Path(sys.argv[1])
+member.ALIVE_SECONDS = 0.2
 membership = join()
 assert membership is not None
 with (folder / "joined.txt").open("a") as file:
@@ -45,6 +48,12 @@ if act == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 elif act == "die":
     os._exit(int(number))
+elif act == "work":
+    time.sleep(float(number))
+    membership.leave(0)
+    os._exit(0)
+elif act == "stop":
+    os.kill(os.getpid(), signal.SIGSTOP)
 elif act == "exit":
     membership.leave(int(number))
     sys.exit(int(number))

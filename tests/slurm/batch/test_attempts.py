@@ -56,7 +56,7 @@ def policy(tmp_path: Path, controller: Controller) -> RequeuePolicy:
 
 
 def _supervisor(policy: RequeuePolicy, *members: Member, ranks: int = 1, standby: bool = False) -> Supervisor:
-    settings = Settings((2,), standby, no_kill=True, heartbeat_seconds=1, join_seconds=60)
+    settings = Settings((2,), standby, no_kill=True, heartbeat_seconds=1, join_seconds=60, hang_seconds=30)
     supervisor = Supervisor(policy, settings, Command(["srun"], ["true"], ranks), ["node1", "node2", "node3"])
     supervisor.roll_call.members += members
     return supervisor
@@ -90,14 +90,25 @@ def test_the_command_line_of_the_batch_script() -> None:
     options, command = parse(["/run", "--", "srun", "--label", "--", "python", "-m", "train", "--", "x"])
     assert vars(options) == {
         "run": "/run", "max_retries": 5, "node_counts": None, "ntasks_per_node": 1, "signal_seconds": 0,
-        "join_seconds": 120, "heartbeat_seconds": 5, "standby": False, "no_kill": False,
+        "join_seconds": 120, "heartbeat_seconds": 5, "hang_seconds": 0.0, "standby": False, "no_kill": False,
     }  # fmt: skip
     assert command == Command(["srun", "--label"], ["python", "-m", "train", "--", "x"], 1)
     given = ["--max-retries=3", "--node-counts=4,2", "--ntasks-per-node=8", "--signal-seconds=90", "--join-seconds=7"]
     options, command = parse(
-        ["/run", *given, "--heartbeat-seconds=9", "--standby", "--no-kill", "--", "srun", "--", "x"]
+        [
+            "/run",
+            *given,
+            "--heartbeat-seconds=9",
+            "--hang-seconds=8.5",
+            "--standby",
+            "--no-kill",
+            "--",
+            "srun",
+            "--",
+            "x",
+        ]
     )
-    assert list(vars(options).values()) == ["/run", 3, [4, 2], 8, 90, 7, 9, True, True]
+    assert list(vars(options).values()) == ["/run", 3, [4, 2], 8, 90, 7, 9, 8.5, True, True]
     assert command.ranks_per_node == 8
 
 
@@ -254,7 +265,7 @@ def test_ranks_that_lost_each_other_wait_for_a_heartbeat(
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     members = [_member(1, ended_at=1, status=76), _member(2)]
     supervisor = _supervisor(policy, *members)
-    supervisor.settings = Settings((2,), False, True, heartbeat_seconds=9, join_seconds=60)
+    supervisor.settings = Settings((2,), False, True, heartbeat_seconds=9, join_seconds=60, hang_seconds=0)
 
     async def wait(seconds: float) -> None:
         now[0] += seconds
@@ -332,9 +343,14 @@ def test_the_batch_script_starts_as_its_arguments_say(
 ) -> None:
     run = tmp_path / "runs/demo"
     options = ["--max-retries=3", "--node-counts=2,1", "--signal-seconds=90", "--join-seconds=7", "--no-kill"]
-    assert module.main([str(run), *options, "--heartbeat-seconds=9", "--standby", "--", "srun", "--", "x"]) == 0
+    assert (
+        module.main(
+            [str(run), *options, "--heartbeat-seconds=9", "--hang-seconds=5", "--standby", "--", "srun", "--", "x"]
+        )
+        == 0
+    )
     (supervisor,) = started
-    assert supervisor.settings == Settings((2, 1), True, True, 9, 7)
+    assert supervisor.settings == Settings((2, 1), True, True, 9, 7, 5.0)
     assert supervisor.held == ["node1", "node2", "node3", "then", "node1", "node2"]
     policy = supervisor.policy
     assert policy.attempt == Attempt(job="7", restart=2)
@@ -348,7 +364,7 @@ def test_without_node_counts_a_run_takes_all_nodes(
 ) -> None:
     os.environ.pop("SLURM_RESTART_COUNT")
     assert module.main([str(tmp_path), "--", "srun", "--", "x"]) == 0
-    assert started[0].settings == Settings((3,), False, False, 5, 120)
+    assert started[0].settings == Settings((3,), False, False, 5, 120, 0.0)
     assert started[0].policy.attempt.restart == 0
     assert started[0].held[-3:] == ["node1", "node2", "node3"]
 

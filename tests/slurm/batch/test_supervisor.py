@@ -206,6 +206,21 @@ def test_the_cause_is_what_the_first_rank_says(
     assert failed.failures()[0][0] == reason
 
 
+def test_ranks_that_all_stand_still_are_replaced(job: Callable[..., Job]) -> None:
+    """No watchdog of a stopped process can act."""
+    stopped = job([{"0": "stop", "1": "stop"}, FINISH], "--hang-seconds=2")
+    status, log = stopped.end()
+    assert status == 0, log
+    assert stopped.failures() == [(EndReason.HUNG, "")]
+    assert "has given no sign of life for 2 s" in log
+
+
+def test_ranks_that_give_signs_of_life_may_work_for_long(job: Callable[..., Job]) -> None:
+    done = job([{"0": "work 4", "1": "work 4"}], "--hang-seconds=2")
+    assert done.end()[0] == 0
+    assert done.failures() == []
+
+
 def test_a_user_error_ends_the_job(job: Callable[..., Job]) -> None:
     failed = job([{"0": "exit 2", "1": "exit 76"}], "--heartbeat-seconds=1")
     assert failed.end()[0] == 2
