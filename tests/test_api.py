@@ -146,3 +146,42 @@ def test_reconstruct_and_errors(model: motionmae.Model, clip: Path, tmp_path: Pa
     with pytest.raises(UserError, match="choose auto, cpu or cuda"):
         motionmae.load(tmp_path / "pretrained", device="tpu")
     assert "3 classes" in repr(model)
+    assert model.class_names == tuple(CLASSES.values())
+    assert (pretrained.class_names, pretrained.step) == ((), None)
+    assert "pretrained" in repr(pretrained)
+    assert "classes" not in repr(pretrained)
+    assert not any(parameter.requires_grad for parameter in model.module.parameters())
+    assert not any(module.training for module in model.module.modules())
+    assert found.title == "clip.mp4, 75% masked (tube)"
+
+
+def test_a_reconstruction_has_a_mask_of_its_seed_and_the_ratio_of_the_training(clip: Path, tmp_path: Path):
+    save_huggingface(tmp_path / "pretrained", "VideoMAEForPreTraining")
+    pretrained = motionmae.load(tmp_path / "pretrained", device="cpu")
+    first, again, other = (pretrained.reconstruct(clip, ratio=0.75, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(first.frames.mask, again.frames.mask)
+    assert not torch.equal(first.frames.mask, other.frames.mask)
+    assert torch.equal(pretrained.reconstruct(clip, ratio=0.75).frames.mask,
+                       pretrained.reconstruct(clip, ratio=0.75, seed=0).frames.mask)  # fmt: skip
+    usual = pretrained.reconstruct(frames_of(clip))
+    ratio = pretrained.config.mask.ratio
+    assert usual.title == f"video, {ratio:.0%} masked ({pretrained.config.mask.kind})"
+    assert float(usual.frames.mask.float().mean()) == pytest.approx(ratio, abs=0.07)
+    for name, columns in (("default", {}), ("two", {"columns": 2}), ("eight", {"columns": 8})):
+        first.save(tmp_path / f"{name}.png", **columns)
+    default, two, eight = (np.array(Image.open(tmp_path / f"{name}.png")) for name in ("default", "two", "eight"))
+    assert np.array_equal(default, eight)
+    assert not np.array_equal(default, two)
+    first.save(str(tmp_path / "x.gif"), columns=2)
+    with Image.open(tmp_path / "x.gif") as animation:
+        assert getattr(animation, "n_frames", 1) == 8  # all frames, whatever the columns
+
+
+def test_settings_and_classes_change_how_a_model_is_used(theirs: tuple[Path, torch.nn.Module], clip: Path):
+    slower = motionmae.load(str(theirs[0]), device="cpu", settings={"clip.stride": 2, "test.batch_size": 3})
+    assert (slower.config.clip.stride, slower.config.test.batch_size) == (2, 3)
+    assert np.array_equal(
+        slower.preprocess(clip), motionmae.load(theirs[0], settings={"clip.stride": 2}).preprocess(clip)
+    )
+    assert slower.preprocess(clip, clips=2, crops=3).shape == (6, 8, 32, 32, 3)
+    assert slower.features(clip).ndim == 1

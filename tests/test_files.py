@@ -1,6 +1,8 @@
 import argparse
+import hashlib
 import multiprocessing
 import os
+import re
 import stat
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -11,16 +13,24 @@ from motionmae.__main__ import main
 from motionmae.errors import UserError
 from motionmae.files import (
     FileTail,
+    aside_of,
     atomic_folder,
     atomic_path,
+    hash_files,
+    is_folder,
+    is_special,
+    matching,
+    output_ending,
     output_file,
     recover_folder,
+    remove_folder,
     replace_folder,
     write_atomically,
     write_json,
 )
 from tests.commands.functions import make_shards
 from tests.fault_injection import Operation, kill_points, operations
+from tests.flushes import record
 
 
 def write_often(path: Path, content: bytes) -> None:
@@ -48,6 +58,60 @@ def test_a_link_in_a_loop_or_into_an_absent_folder_is_refused(tmp_path):
         with pytest.raises(argparse.ArgumentTypeError, match=says):
             output_file(str(tmp_path / name))
     assert not (tmp_path / "absent").exists()
+
+
+def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
+    """The tests of CI run as root, who may write everywhere: the answer of the system is set."""
+    asked = []
+    monkeypatch.setattr(os, "access", lambda path, mode: bool(asked.append((path, mode))))
+    with pytest.raises(argparse.ArgumentTypeError, match=f"you have no write permission for {tmp_path}: choose"):
+        output_file(str(tmp_path / "x.json"))
+    assert asked == [(tmp_path, os.W_OK | os.X_OK)]
+
+
+def test_an_output_has_one_of_the_endings(tmp_path):
+    parse = output_ending(".png", ".svg")
+    for name in ("a.png", "a.svg", "a.json.svg"):
+        assert parse(str(tmp_path / "new" / name)) == tmp_path / "new" / name
+    assert (tmp_path / "new").is_dir()
+    for name in ("a", "a.PNG", "a.png.json", "png"):
+        with pytest.raises(argparse.ArgumentTypeError, match=rf"{name} must end in \.png or \.svg$"):
+            parse(str(tmp_path / name))
+
+
+def test_json_is_written_with_a_line_for_each_value(tmp_path):
+    write_json(tmp_path / "figures.json", {"b": [1, 2.5], "a": "é"})
+    assert (tmp_path / "figures.json").read_bytes() == b'{\n "b": [\n  1,\n  2.5\n ],\n "a": "\\u00e9"\n}\n'
+
+
+def test_the_hash_is_that_of_the_joined_files_in_their_order(tmp_path):
+    for name, content in (("a", b"one"), ("b", b"two\0"), ("c", b"")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (tmp_path / name for name in "abc")
+    assert hash_files([a, b, c]) == hashlib.sha256(b"onetwo\0").hexdigest()
+    assert hash_files([b, a]) == hashlib.sha256(b"two\0one").hexdigest()
+
+
+def test_names_that_match_are_sorted(tmp_path):
+    names = [f"toy-{number:06d}.tar" for number in range(40)]
+    for name in [*sorted(names, key=hash), "x-toy-000001.tar", "toy-000001.tar.gz", "toy-1.tar"]:
+        (tmp_path / name).touch()
+    name = re.compile(r"toy-\d{6}\.tar")
+    assert matching(tmp_path, name) == [tmp_path / one for one in names]
+    assert matching(tmp_path / "absent", name) == []
+    assert matching(tmp_path / names[0], name) == []
+
+
+def test_what_a_rename_must_not_replace(tmp_path):
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "file", tmp_path / "absent", Path("/dev"), Path("/dev/absent")):
+        assert not is_special(path)
+    for path in (tmp_path / "pipe", Path("/dev/null"), Path("/dev/stdout")):
+        assert is_special(path)
+    with (tmp_path / "file").open() as file:
+        for folder in ("/dev/fd", "/proc/self/fd"):
+            assert is_special(Path(folder, str(file.fileno())))
 
 
 def test_figures_for_a_full_disk_are_one_sentence():
@@ -157,6 +221,32 @@ class TestAtomicPath:
         write_atomically(tmp_path / "new", b"")
         assert (tmp_path / "new").stat().st_mode == (tmp_path / "touched").stat().st_mode
 
+    @pytest.mark.parametrize("durable", [True, False])
+    def test_only_a_durable_file_is_flushed(self, tmp_path, monkeypatch, durable):
+        found = record(tmp_path, monkeypatch)
+        with atomic_path(tmp_path / "file", durable=durable) as temporary:
+            temporary.write_bytes(b"new")
+        rename = ("rename", "file")
+        assert found == ([("fsync", temporary.name), rename, ("fsync", ".")] if durable else [rename])
+
+    def test_a_private_file_is_private_while_it_is_written(self, tmp_path):
+        path = tmp_path / "secret.json"
+        path.touch()
+        path.chmod(0o644)
+        with atomic_path(path) as temporary:
+            assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+    def test_an_existing_folder_is_not_replaced(self, tmp_path):
+        (tmp_path / "code").mkdir()
+        (tmp_path / "code/mine").touch()
+        with pytest.raises(OSError, match="not empty"), atomic_folder(tmp_path / "code"):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == ["code"]
+        with atomic_folder(tmp_path / "new" / "deep" / "code"):
+            pass
+        assert (tmp_path / "new/deep/code").is_dir()
+
     def test_a_link_to_itself_is_an_error_of_the_system(self, tmp_path):
         (tmp_path / "loop").symlink_to("loop")
         with pytest.raises(OSError, match="symbolic links"):
@@ -193,6 +283,63 @@ class TestReplaceFolder:
         assert (tmp_path / "archive/file").exists()
         assert not (tmp_path / "link").is_symlink()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "link"]
+
+    def test_the_folder_is_flushed_after_the_renames(self, tmp_path, monkeypatch):
+        for name in ("old", "new"):
+            (tmp_path / name).mkdir()
+        found = record(tmp_path, monkeypatch)
+        replace_folder(tmp_path / "new", tmp_path / "old")
+        assert found == [("rename", ".old.replaced"), ("rename", "old"), ("fsync", ".")]
+
+    def test_a_new_folder_that_cannot_be_renamed_leaves_the_old_one(self, tmp_path):
+        (tmp_path / "old").mkdir()
+        (tmp_path / "old/kept").touch()
+        with pytest.raises(FileNotFoundError):
+            replace_folder(tmp_path / "absent", tmp_path / "old")
+        assert [path.name for path in tmp_path.rglob("*")] == ["old", "kept"]
+
+    def test_a_killed_replacement_is_undone_or_completed(self, tmp_path):
+        final, aside = tmp_path / "final", tmp_path / ".final.replaced"
+        assert aside_of(final) == aside
+        aside.mkdir()
+        (aside / "old").touch()
+        recover_folder(final)
+        assert [path.name for path in tmp_path.rglob("*")] == ["final", "old"]
+        aside.mkdir()
+        recover_folder(final)
+        assert [path.name for path in tmp_path.rglob("*")] == ["final", "old"]
+        (tmp_path / ".other.replaced").touch()
+        recover_folder(tmp_path / "other")  # a file is not a folder that was set aside
+        assert (tmp_path / ".other.replaced").is_file()
+
+
+def test_a_folder_is_deleted_with_its_content_and_of_a_link_only_the_link(tmp_path):
+    (tmp_path / "folder/deep").mkdir(parents=True)
+    (tmp_path / "folder/deep/file").touch()
+    (tmp_path / "file").touch()
+    for name, target in (("link", "folder"), ("dangling", "absent"), ("link_to_file", "file")):
+        (tmp_path / name).symlink_to(target)
+    is_one = {path.name: is_folder(path) for path in tmp_path.iterdir()}
+    assert is_one == {"folder": True, "file": False, "link": True, "dangling": True, "link_to_file": False}
+    assert not is_folder(tmp_path / "absent")
+    for name in ("file", "link_to_file", "absent", "link", "dangling"):
+        remove_folder(tmp_path / name)
+    assert (tmp_path / "folder/deep/file").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "link_to_file"]
+    remove_folder(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_progress_bar_and_bytes_that_are_no_text_are_printed(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    tail = FileTail(path)
+    path.write_bytes(b"1 of 9\r2 of 9\r3 of")
+    assert tail.new_text() == "1 of 9\r2 of 9\r"
+    with path.open("ab") as file:
+        file.write(b" 9\rdone\nand \xff\nmore\r")
+    assert tail.new_text() == "3 of 9\rdone\nand \ufffd\nmore\r"
+    assert FileTail(Path("/dev/zero")).new_text() == ""
+    assert FileTail(tmp_path).new_text() == ""
 
 
 def test_a_log_is_printed_line_by_line(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from motionmae.json_text import InvalidJsonError, JsonModel, load_json, parse_json, read_limited
+from motionmae.json_text import JSON_LIMIT, InvalidJsonError, JsonModel, load_json, parse_json, read_limited
 
 
 class Point(JsonModel):
@@ -72,6 +72,57 @@ def test_a_million_faults_give_a_short_message():
     content = b'{"x": 1, ' + b",".join(b'"k%d": 1' % number for number in range(100_000)) + b"}"
     with pytest.raises(InvalidJsonError, match=r"^100000 of its values are wrong$"):
         parse_json(content, Point)
+
+
+@pytest.mark.parametrize(
+    ("faults", "message"), [(100, "k0: Extra inputs are not permitted"), (101, "101 of its values are wrong")]
+)
+def test_up_to_a_hundred_faults_the_first_is_named(faults, message):
+    content = json.dumps({"x": 1, **{f"k{number}": 1 for number in range(faults)}})
+    with pytest.raises(InvalidJsonError, match=f"^{message}$"):
+        parse_json(content.encode(), Point)
+
+
+class Checked(JsonModel):
+    name: Annotated[str, Field(pattern="^[a-z]+$")] = "a"
+    even: Annotated[int, AfterValidator(lambda number: refuse_odd(number))] = 0
+
+
+def refuse_odd(number: int) -> int:
+    if number % 2:
+        raise ValueError("it is odd")
+    return number
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"name": "A"}, "name: String should have another form"),
+        ({"even": 3}, "even: it is odd"),
+        ({"k" * 41: 3}, "k" * 40 + "...: Extra inputs are not permitted"),
+        ({"k" * 40: 3}, "k" * 40 + ": Extra inputs are not permitted"),
+        ([], "Input should be an object"),
+    ],
+)
+def test_the_message_is_the_middle_of_a_sentence(content, message):
+    with pytest.raises(InvalidJsonError) as caught:
+        parse_json(json.dumps(content).encode(), Checked)
+    assert str(caught.value) == message
+    assert caught.value.__cause__ is None  # it would keep the document in memory
+
+
+@pytest.mark.parametrize("values", [b"[", b"{", b","])
+def test_a_document_of_too_many_values_is_not_parsed(values):
+    for number, message in ((2_000_001, "it has more than 2000000 values"), (2_000_000, "Invalid JSON")):
+        with pytest.raises(InvalidJsonError, match=f"^{message}"):
+            parse_json(values * number, list[int])
+
+
+def test_a_document_at_the_limit_is_parsed(tmp_path):
+    assert parse_json(b"[1]", list[int], limit=3) == [1]
+    (tmp_path / "x.json").write_bytes(b"[1]")
+    assert load_json(tmp_path / "x.json", list[int], limit=3) == [1]
+    assert JSON_LIMIT == 67_108_864
 
 
 def test_a_document_over_the_limit_is_not_parsed(tmp_path):

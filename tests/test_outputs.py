@@ -13,7 +13,15 @@ from motionmae.errors import UserError
 from motionmae.evaluation.features import as_npz, as_parquet
 from motionmae.evaluation.inference import Results
 from motionmae.evaluation.video_writer import write_gif, write_mp4, write_png
-from motionmae.outputs import archive_of, containing, json_with, output_argument, refuse_foreign, signed
+from motionmae.outputs import (
+    archive_of,
+    containing,
+    json_with,
+    output_argument,
+    refuse_foreign,
+    refuse_foreign_names,
+    signed,
+)
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (32, 48, 3), np.uint8)
 FIGURES = {"classes": {"a": 2, "b": 1}, "dataset": "toy", "split": "train"}
@@ -70,6 +78,51 @@ def test_figures_are_recognised_by_their_keys(content: str, ours: bool, tmp_path
     else:
         with pytest.raises(argparse.ArgumentTypeError, match="was not written by this command: choose another name"):
             parse(str(path))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ours"),
+    [
+        (0, 200_000, True),
+        (65_528, 200_000, True),  # "motion" in the first 64 KiB, but not "motionmae"
+        (200_000, 65_527, True),
+        (200_000, 0, True),
+        (20, 20, True),
+        (100_000, 100_000, False),
+    ],
+)
+def test_a_signature_is_found_at_both_ends_of_a_file(before: int, after: int, ours: bool, tmp_path: Path):
+    path = tmp_path / "x.parquet"
+    path.write_bytes(bytes(before) + b"by MAE!!" + bytes(after))
+    assert containing("by MAE!!")(path) is ours
+    path.write_bytes(b"by MA" + bytes(before + after) + b"E!!")
+    assert not containing("by MAE!!")(path)
+
+
+def test_in_a_folder_a_link_and_a_foreign_file_are_refused(tmp_path: Path):
+    recognisers = {"a.json": json_with("top1"), "b.npz": archive_of("features", "names")}
+    refuse_foreign_names(tmp_path, recognisers)
+    (tmp_path / "a.json").write_text('{"top1": 1}')
+    np.savez(tmp_path / "b.npz", names=np.ones(2), features=np.ones(2))
+    refuse_foreign_names(tmp_path, recognisers)
+    (tmp_path / "a.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"a\.json was not written by this command"):
+        refuse_foreign_names(tmp_path, recognisers)
+    (tmp_path / "a.json").unlink()
+    (tmp_path / "b.npz").rename(tmp_path / "c.npz")
+    (tmp_path / "b.npz").symlink_to("c.npz")
+    with pytest.raises(UserError, match=r"b\.npz is a link that this command did not make: use another folder"):
+        refuse_foreign_names(tmp_path, recognisers)
+    refuse_foreign(tmp_path / "b.npz", recognisers["b.npz"])  # the user names it
+
+
+def test_an_argument_has_an_ending_only_if_it_must(tmp_path: Path):
+    assert output_argument(signed)(str(tmp_path / "x")) == tmp_path / "x"
+    with pytest.raises(argparse.ArgumentTypeError, match=r"x must end in \.png"):
+        output_argument(signed, ".png")(str(tmp_path / "x"))
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(argparse.ArgumentTypeError, match="was not written by this command"):
+        output_argument(signed)(str(tmp_path / "x"))
 
 
 def test_what_has_no_content_to_lose_is_accepted(tmp_path: Path):

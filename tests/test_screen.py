@@ -1,8 +1,10 @@
 """Every command that prints a table or a picture, on names and errors that hold markup and control characters."""
 
 import ast
+import io
 import json
 import re
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
+from motionmae import screen
 from motionmae.__main__ import main
 from motionmae.commands import app, davis, predict, report, test
 from motionmae.commands.doctor import gpu
@@ -21,7 +24,7 @@ from motionmae.config import load_config
 from motionmae.errors import UserError
 from motionmae.evaluation.davis.metrics import Score
 from motionmae.gpu_checks.check import CheckResult, Setting, Verdict
-from motionmae.screen import Table, TaskText, make_console, show
+from motionmae.screen import Table, TaskText, draw_bar, make_console, progress_of, show
 from motionmae.text import printable
 from motionmae.training.validation.confusion import draw_confusion
 from tests.commands.functions import make_shards, preview, stats, verify
@@ -69,6 +72,39 @@ def test_a_progress_bar_shows_names_as_they_are() -> None:
     with Progress(TaskText(), TaskText("details"), console=console, auto_refresh=False) as bar:
         bar.add_task(HOSTILE, details=HOSTILE)
     assert console.export_text().count(SHOWN) >= 2
+
+
+def test_a_line_is_wrapped_only_where_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    show("word " * 10)
+    show("word " * 10, wrap=False)
+    wrapped, whole = capsys.readouterr().out.split("word word word word word word", 1)
+    assert max(map(len, wrapped.splitlines())) <= 20
+    assert whole == " word" * 4 + " \n"
+
+
+@pytest.mark.parametrize(("encoding", "bar"), [("ascii", "####"), ("utf-8", "████"), ("no-codec", "####")])
+def test_a_bar_is_drawn_in_characters_that_the_terminal_has(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, bar: str
+) -> None:
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(encoding=encoding))
+    assert draw_bar(4) == bar
+    assert draw_bar(0) == ""
+
+
+def test_a_progress_bar_shows_what_is_done_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screen, "make_console", lambda: Console(width=80, force_terminal=True, file=io.StringIO()))
+    for transient, disable in ((False, False), (True, False), (False, True)):
+        with progress_of(transient=transient, disable=disable) as bar:
+            bar.update(bar.add_task("[b]shards", total=7), completed=3)
+        shown = bar.console.file.getvalue()  # type: ignore[attr-defined]
+        if disable:
+            assert not shown.strip()
+            continue
+        last = shown.splitlines()[-1] if transient else shown
+        assert ("[b]shards" in last, "3/7" in last, "left" in last) == (not transient,) * 3
 
 
 def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import ast
 import io
 import logging
+import sys
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from motionmae.text import excerpt, get_logger, join_lines, picture_text, printable, say
+from motionmae.text import LINES, cell, excerpt, get_logger, join_lines, picture_text, printable, say
 
 ROOT = Path(__file__).resolve().parents[1]
 _SOURCES = [path for name in ("motionmae", "data_tools", "monitoring", "slurm") for path in (ROOT / name).rglob("*.py")]
@@ -130,3 +131,62 @@ def test_an_excerpt_is_cut_after_the_most_characters() -> None:
     assert excerpt("abcdef", most=6) == "abcdef"
     assert excerpt("abcdefg", most=6) == "abcdef..."
     assert excerpt("abcde", most=6) == "abcde"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:secret@host/a?token=1 failed", "https://host/a?*** failed".replace("//", "//***@")),
+        ("s3://key@bucket/a#part", "s3://***@bucket/a#***"),
+        ("http://host/user@mail", "http://host/user@mail"),
+        ("mail to me@host?", "mail to me@host?"),
+        ("a://u@h b://v@i", "a://***@h b://***@i"),
+    ],
+)
+def test_an_excerpt_shows_no_password_of_a_url(text: str, shown: str) -> None:
+    assert excerpt(text) == shown
+
+
+def test_an_excerpt_has_200_characters_after_the_escapes() -> None:
+    assert excerpt("a" * 201) == "a" * 200 + "..."
+    assert excerpt("a" * 200) == "a" * 200
+    assert excerpt("\x1b" * 2, most=4) == "\\x1b..."
+
+
+def test_lines_are_kept_only_where_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a\n\tb\x1b", keep=LINES)
+    say("a\n\tb", end="|")
+    say()
+    say("to\u200cgether", sys.stderr)
+    assert capsys.readouterr() == ("a\n\tb\\x1b\na\\n\\tb|\n", "to\u200cgether\n")
+
+
+def test_a_line_is_flushed_and_a_stream_may_have_no_encoding(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as file:
+        say("at once", file)
+        assert (tmp_path / "log").read_text() == "at once\n"
+    stream = io.StringIO()
+    assert stream.encoding is None
+    say("é \udcff", stream)
+    assert stream.getvalue() == "é \\udcff\n"
+
+
+def test_characters_that_the_font_lacks_are_escaped() -> None:
+    assert picture_text("é 你 a$") == r"é \u4f60 a\$"
+
+
+def test_a_cell_is_plain_text_of_its_style() -> None:
+    shown = cell("[red]\x1b", "bold")
+    assert (shown.plain, shown.style, shown.spans) == ("[red]\\x1b", "bold", [])
+    assert cell(3).style == ""
+
+
+def test_a_log_message_that_does_not_fit_its_arguments_reaches_the_handler() -> None:
+    record = logging.LogRecord("x", logging.INFO, "", 1, "%d steps", ("three",), None)
+    assert all(
+        one.filter(record) if isinstance(one, logging.Filter) else one(record)
+        for one in get_logger("motionmae.y").filters
+    )
+    assert (record.msg, record.args) == ("%d steps", ("three",))
+    get_logger("motionmae.y")
+    assert len(get_logger("motionmae.y").filters) == 1

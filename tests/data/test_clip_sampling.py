@@ -10,10 +10,12 @@ from torchvision.transforms import RandomResizedCrop
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clip_sampling import (
     central_crop,
+    central_cut,
     central_frames,
     check_windows,
     multi_scale,
     random_crop,
+    random_cut,
     random_frames,
     random_resized,
 )
@@ -181,3 +183,25 @@ def test_central_crop():
     crop = central_crop(256, 340)
     assert (crop.top, crop.left, crop.height, crop.width, crop.flip) == (0, 42, 256, 256, False)
     assert central_crop(9, 4).top == 2
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1), (2, 2)])
+def test_a_crop_may_be_a_single_row_or_column(height: int, width: int):
+    """Of 2 x 2 pixels, half of the area is 1 x 1 or 1 x 2, by the rounding of torchvision."""
+    found = {tuple(crop[2:]) for crop in ours(height, width, (0.08, 1.0), (3 / 4, 4 / 3)).tolist()}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        picture = torch.empty(3, height, width)
+        drawn = [RandomResizedCrop.get_params(picture, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(DRAWS)]
+    assert found == {(h, w) for _, _, h, w in drawn}
+    assert (1, 1) in found
+
+
+@pytest.mark.parametrize(("sampling", "first"), [("dense", set(range(0, 29))), ("segments", set(range(0, 12)))])
+def test_the_kind_of_sampling_is_that_of_the_config(sampling: str, first: set[int]):
+    clip, data = ClipConfig(frames=8, size=16, stride=4), DataConfig(sampling=sampling)
+    meta = replace(META, frames=57 if sampling == "dense" else 96)
+    found = [random_cut(meta, data, clip, KeyedRandom("clip", sample))[0] for sample in range(1500)]
+    assert {frames[0] for frames in found} == first
+    crop = central_cut(replace(META, height=9, width=4), ClipConfig(frames=2, stride=1))
+    assert crop == ([49, 50], central_crop(9, 4))

@@ -5,8 +5,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_tools.reporting import progress_bar, refuse_inside
+from data_tools.reporting import (
+    damage_as_user_error,
+    name_file,
+    progress_bar,
+    refuse_differences,
+    refuse_inside,
+)
 from motionmae.__main__ import main
+from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.errors import UserError
 
 
@@ -36,3 +43,41 @@ def test_the_bar_says_which_time_is_which():
     with console.capture() as captured:
         console.print(bar.get_renderable())
     assert "0:00:00 so far, -:--:-- left" in captured.get()
+
+
+def test_settings_that_differ_are_named_in_order_and_cut():
+    same = {"seed": 0, "stride": 2}
+    refuse_differences(Path("out"), same, dict(same))
+    with pytest.raises(UserError) as refused:
+        refuse_differences(Path("out"), {**same, "z": "x" * 41, "a": 1}, {**same, "z": "y", "stride": 3})
+    assert str(refused.value) == (
+        f"--out out was started with a=1, stride=2, z={'x' * 40}, and this run has a=None, stride=3, z=y: "
+        "use the earlier values, or choose another --out"
+    )
+
+
+def test_an_error_of_a_file_names_the_file(tmp_path: Path):
+    message = r"absent cannot be read or written \(No such file or directory\): check its"
+    with pytest.raises(UserError, match=message), name_file():
+        (tmp_path / "absent").read_bytes()
+    with pytest.raises(UserError, match="target cannot be read or written"), name_file():
+        raise OSError(18, "Invalid cross-device link", "source", None, "target")
+    with pytest.raises(BrokenPipeError), name_file():
+        raise BrokenPipeError(32, "Broken pipe")
+    with pytest.raises(UserError, match=r"x: .*; `motionmae shards verify` lists all damage"), damage_as_user_error():
+        raise CorruptSample(Reason.CHECKSUM, "x", "changed")
+    with pytest.raises(UserError, match="absent cannot be read"), damage_as_user_error():
+        (tmp_path / "absent").read_bytes()
+
+
+def test_the_folder_itself_and_one_in_it_are_told_apart(tmp_path: Path):
+    for out, where in ((tmp_path, "is"), (tmp_path / "x", "lies in")):
+        with pytest.raises(UserError, match=f"--data {out} {where} the videos {tmp_path}, and would mix"):
+            refuse_inside(out, {"none": None, "the videos": tmp_path}, option="--data")
+    refuse_inside(tmp_path / "x/y", {"absent": tmp_path / "x"})
+
+
+def test_the_bar_is_for_terminals_on_stderr():
+    bar = progress_bar()
+    assert bar.console.stderr
+    assert bar.disable is not bar.console.is_terminal

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from data_tools.stats import NAMED_CLASSES, class_bars
+from data_tools.stats import NAMED_CLASSES, class_bars, print_tables
 from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import ShardWriter
 from motionmae.data.shards.manifest import write_manifest
@@ -132,6 +132,31 @@ def test_stats_count_what_is_there(made, tmp_path, capsys):
     assert content["quarantined"] == {"empty": 1, "no_video_stream": 1}
     assert content["short_side"] == [48, 48, 48]
     assert cv2.imread(str(picture)).shape[1] > 500
+
+
+@pytest.mark.parametrize(("unit", "named"), [("video", "9 videos"), ("segment", "9 segments of 4 videos")])
+def test_the_tables_of_stats_say_what_they_count(capsys, monkeypatch, unit, named):
+    monkeypatch.setenv("COLUMNS", "120")
+    figures = {
+        "dataset": "toy", "split": "train", "samples": 9, "videos": 4 if unit == "segment" else 9, "labelled": 8,
+        "quarantined": {"empty": 2}, "shards": 3, "bytes": 7_000_000, "frames": 100, "bytes_per_frame": 70_000,
+        f"frames_per_{unit}": [1, 2, 3.5], f"seconds_per_{unit}": [], "fps": [25, 25, 30], "short_side": [16, 20, 24],
+        "hours": 1.239, "classes": {"small": 1, "large": 40, "middle": 20, "none": 0},
+    }  # fmt: skip
+    print_tables(figures, Path("data/toy"), 2)
+    lines = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "toy train: data/toy",
+        f"frames per {unit} 1 2 3.5",
+        f"seconds per {unit} unknown unknown unknown",
+        f"{named} (8 labelled), 100 frames, 1.24 hours, 7.0 MB in 3 shards, 70.0 kB a frame; quarantined: 2 empty",
+        "4 classes",
+        "large 40 " + "█" * 40,
+        "middle 20 " + "█" * 20,
+        f"and 2 more classes, the smallest with 0 {unit}s",
+    ):
+        assert line in lines
+    assert not any(line.startswith("small ") for line in lines)
 
 
 def test_the_picture_names_classes_and_sums_up_the_rest_of_many():

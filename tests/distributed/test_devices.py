@@ -89,3 +89,69 @@ def test_slurm_may_show_each_task_its_own_gpu(machine: Machine):
     for shared in ({}, {**task, "SLURM_GPUS_ON_NODE": "1"}, {**task, "TORCHELASTIC_RUN_ID": "none"}):
         with pytest.raises(UserError, match="local rank 3 has no GPU, torch finds 1 on this node"):
             choose_device("auto", 3, shared)
+
+
+@pytest.mark.parametrize(
+    ("environment", "asks"),
+    [
+        ({}, False),
+        ({"SLURM_GPUS_ON_NODE": ""}, False),
+        ({"SLURM_GPUS_ON_NODE": "0"}, False),
+        ({"SLURM_GPUS_ON_NODE": "2"}, True),
+        ({"SLURM_GPUS_ON_NODE": "2", "CUDA_VISIBLE_DEVICES": "-1"}, False),
+        ({"SLURM_GPUS_ON_NODE": "2", "CUDA_VISIBLE_DEVICES": ""}, False),
+        ({"SLURM_GPUS_ON_NODE": "2", "CUDA_VISIBLE_DEVICES": "0"}, True),
+        ({"SLURM_STEP_GPUS": "1"}, True),
+        ({"SLURM_JOB_GPUS": "1"}, True),
+        ({"SLURM_STEP_GPUS": ""}, False),
+    ],
+)
+def test_a_process_with_gpus_of_slurm_never_computes_on_the_cpu(
+    machine: Machine, environment: dict[str, str], asks: bool
+):
+    if asks:
+        with pytest.raises(UserError, match="this run is for GPUs"):
+            choose_device("auto", 0, environment)
+    else:
+        assert choose_device("auto", 0, environment) == torch.device("cpu")
+
+
+def test_only_files_of_gpus_are_gpus(machine: Machine, tmp_path: Path):
+    for name in ("nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / "dev" / name).touch()
+    assert choose_device("auto", 0, {}) == torch.device("cpu")
+    (tmp_path / "dev/nvidia0").symlink_to(tmp_path / "gone")  # cannot be opened
+    assert choose_device("auto", 0, {}) == torch.device("cpu")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    (tmp_path / "dev/nvidia1").touch()
+    with pytest.raises(UserError, match="this run is for GPUs"):
+        choose_device("auto", 0, {})
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_driver_without_a_gpu_is_none(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+    machine.set(2, NEW)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="finds none on"):
+        choose_device("auto", 0, {})
+
+
+@pytest.mark.parametrize(
+    ("cuda", "driver", "old"),
+    [("13.0", "580.0", False), ("13.0", "579.9", True), ("12.8", "525.60", False), ("12.8", "524.9", True),
+     ("14.0", "579.9", True), ("14.0", "580.1", False), ("11.8", "579.9", True)],
+)  # fmt: skip
+def test_the_oldest_driver_of_a_build(machine: Machine, cuda: str, driver: str, old: bool):
+    machine.set(0, f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {driver}  Sat Aug 19", cuda=cuda)
+    with pytest.raises(UserError, match="is too old for" if old else "finds none on") as found:
+        choose_device("cuda", 0, {})
+    assert f"driver {driver}" in str(found.value)
+    assert "CUDA_VISIBLE_DEVICES" not in str(found.value)
+
+
+def test_every_rank_has_a_gpu_of_its_own(machine: Machine):
+    machine.set(2, NEW)
+    assert [choose_device("cuda", rank, {}).index for rank in (0, 1)] == [0, 1]
+    for environment in ({}, {"SLURM_LOCALID": "2", "SLURM_GPUS_ON_NODE": "8"}):
+        with pytest.raises(UserError, match="local rank 2 has no GPU, torch finds 2 on this node"):
+            choose_device("cuda", 2, environment)

@@ -166,3 +166,61 @@ def test_an_address_of_another_machine_and_a_port_that_is_taken_are_refused(monk
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
     with pytest.raises(UserError, match=r"resolves to 127\.0\.0\.1 on \S+, and no other node can reach it"):
         create_store({"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}, 0, 2)
+
+
+@pytest.mark.parametrize(("ranks", "cores", "threads"), [("1", 9, 9), ("4", 9, 2), ("16", 9, 1)])
+def test_the_ranks_of_a_node_share_its_cores(monkeypatch: pytest.MonkeyPatch, ranks: str, cores: int, threads: int):
+    found: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    process_group._use_device(torch.device("cpu"))
+    assert found == []  # the user has said it
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    process_group._use_device(torch.device("cpu"))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    process_group._use_device(torch.device("cpu"))
+    assert found == [threads, cores]
+
+
+def test_kinds_of_devices_are_named_for_other_ranks(monkeypatch: pytest.MonkeyPatch):
+    assert process_group._kind(torch.device("cpu")) == "the CPU"
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, device.index))
+    assert process_group._kind(torch.device("cuda", 3)) == "GPUs of compute capability 9.3"
+
+
+def test_without_a_route_gloo_and_nccl_choose_for_themselves(monkeypatch: pytest.MonkeyPatch):
+    for key in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(key, "restored after the test")
+        del os.environ[key]
+    monkeypatch.setattr(process_group, "address_towards", lambda host: None)
+    use_interface_towards("192.0.2.1")
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+    monkeypatch.setattr(process_group, "address_towards", lambda host: "192.0.2.99")  # of no interface
+    use_interface_towards("192.0.2.1")
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+    assert "NCCL_SOCKET_IFNAME" not in os.environ
+
+
+def test_a_group_of_one_needs_no_network(two_gpus: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(process_group, "create_store", lambda *_: pytest.fail("a store for one rank"))
+    monkeypatch.setattr(process_group, "wait_for_ranks", lambda *_: pytest.fail("a wait for nobody"))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    found = init_distributed(EngineConfig(device="cuda"))
+    assert (found.rank, found.world, found.local_rank, found.device) == (0, 1, 0, torch.device("cuda", 0))
+    assert two_gpus["device_id"] is None
+    assert (two_gpus["rank"], two_gpus["world_size"]) == (0, 1)
+    assert two_gpus["timeout"].total_seconds() == 1800
+
+
+def test_ranks_wait_for_each_other_before_the_group(two_gpus: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    waits: list[tuple[object, ...]] = []
+    monkeypatch.setattr(process_group, "wait_for_ranks", lambda store, *rest: waits.append(rest))
+    init_distributed(EngineConfig(device="cuda"))
+    assert waits == [(1, 2, "127.0.0.1:1", "GPUs of compute capability 8.0")]
+    monkeypatch.setattr(process_group, "create_store", lambda *_: None)  # torchrun has created one
+    init_distributed(EngineConfig(device="cuda"))
+    assert len(waits) == 1

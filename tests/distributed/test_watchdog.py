@@ -150,3 +150,145 @@ def test_the_first_step_of_a_compiled_model_has_the_limit_of_the_start(
         for number in (1, 2):
             watchdog.step(number)
     assert found == [("step 1", first), ("step 2", 7)]
+
+
+class Clock:
+    """Time of a watchdog whose thread has ended: the test takes its place."""
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self.now, self.slept, self.ends = 1000.0, list[float](), list[tuple[float, str]]()
+        self.watchdog = watchdog
+        watchdog.close()
+        watchdog._thread.join()
+        watchdog._end = lambda sentence: self.ends.append((self.now, sentence))  # type: ignore[method-assign]
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+    def poll(self, *pauses: float) -> None:
+        """Let the watchdog look after each pause."""
+        left = list(pauses)
+
+        def wait(seconds: float) -> bool:
+            assert seconds == 0.5
+            if not left:
+                return True
+            self.now += left.pop(0)
+            return False
+
+        self.watchdog._closed = SimpleNamespace(wait=wait, set=lambda: None)  # type: ignore[assignment]
+        self.watchdog._watch()
+
+
+@pytest.fixture
+def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock(Watchdog(WatchdogConfig(step_seconds=3, step_factor=2), tmp_path / "stacks", print))
+    monkeypatch.setattr("motionmae.distributed.watchdog.time", found)
+    return found
+
+
+def test_work_may_take_its_limit_and_no_longer(clock: Clock):
+    clock.watchdog.expect("loading", 2)
+    clock.watchdog.expect("writing", 9, thread="checkpoint-writer")
+    clock.watchdog.expect("anything", 0, thread="other")  # no limit
+    clock.poll(1.0, 1.0, 0.25)
+    assert clock.ends == [(1002.25, "loading takes longer than the watchdog allows")]
+
+
+@pytest.mark.parametrize(("pause", "ends"), [(2.0, True), (2.25, False)])
+def test_a_process_that_stood_still_has_its_limit_again(clock: Clock, pause: float, ends: bool):
+    """Four polls may be late; more is a suspended machine."""
+    clock.watchdog.expect("loading", 1.5)
+    clock.poll(pause)
+    assert bool(clock.ends) is ends
+    clock.ends.clear()
+    clock.poll(1.5)
+    assert bool(clock.ends) is ends
+    clock.poll(0.5)
+    assert clock.ends
+
+
+def test_a_step_has_twice_the_median_of_the_steps_before(clock: Clock):
+    limits = []
+    for seconds in (0, 1, 5, 2, 1):
+        clock.now += seconds
+        clock.watchdog.step(1)
+        what, deadline = clock.watchdog._current["main"]
+        limits.append(deadline - clock.now)
+    assert what == "step 1"
+    assert limits == [3, 3, 6, 4, 3]  # medians of 1; 1 5; 1 5 2; 1 5 2 1: twice 1, 3, 2, 1.5, but at least 3
+
+
+def test_work_inside_a_step_stops_the_clock_of_the_step(clock: Clock):
+    clock.watchdog.step(1)
+    with clock.watchdog.during("saving", 60):
+        assert clock.watchdog._current["main"] == ("saving", 1060.0)
+        clock.now += 10
+    assert clock.watchdog._current["main"] == ("step 1", 1000 + 3 + 10)
+    with pytest.raises(ZeroDivisionError), clock.watchdog.during("copying", 5):
+        clock.now += 1 / 0
+    assert clock.watchdog._current["main"] == ("step 1", 1013.0)
+    with clock.watchdog.during("writing", 7, thread="checkpoint-writer"):
+        clock.now += 2
+        assert clock.watchdog._current["checkpoint-writer"] == ("writing", 1017.0)
+    assert clock.watchdog._current["checkpoint-writer"] == ("", float("inf"))
+    clock.watchdog.step(2)
+    assert list(clock.watchdog._durations) == [2.0]  # the thread's work is no pause of the step
+
+
+def test_without_a_limit_a_step_has_none(tmp_path: Path):
+    with closing(Watchdog(WatchdogConfig(step_seconds=0), tmp_path / "stacks", print, compiles=True)) as watchdog:
+        for number in (1, 2):
+            watchdog.step(number)
+            assert watchdog._current["main"] == (f"step {number}", float("inf"))
+
+
+def test_the_end_of_a_hang_waits_for_the_report_and_the_other_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    said, slept, synced = [], [], []
+    watchdog = Watchdog(WatchdogConfig(), tmp_path / "stacks", lambda sentence: said.append((sentence, list(synced))))
+    watchdog.close()
+    monkeypatch.setattr("motionmae.distributed.watchdog.time", SimpleNamespace(sleep=slept.append))
+    sync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda number: (synced.append(str(Path(f"/proc/self/fd/{number}").readlink())), sync(number))
+    )
+
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit) as found:
+        watchdog._end("step 3 takes longer than the watchdog allows")
+    assert found.value.code == 79
+    assert slept == [5.0]
+    assert watchdog._ending
+    assert said == [("step 3 takes longer than the watchdog allows", [str(tmp_path / "stacks")])]
+    first, blank, *stacks = (tmp_path / "stacks").read_text().splitlines()
+    assert (first, blank) == (said[0][0], "")
+    assert sum(line.startswith(("Thread ", "Current thread ")) for line in stacks) >= 2  # all threads
+
+
+def test_a_report_that_hangs_is_given_up_after_20_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    joined = []
+
+    class Thread:
+        def __init__(self, target: object, args: tuple[str, ...], daemon: bool) -> None:
+            assert daemon  # it must not keep the process
+
+        def start(self) -> None:
+            pass
+
+        def join(self, seconds: float) -> None:
+            joined.append(seconds)
+
+    watchdog = Watchdog(WatchdogConfig(), tmp_path / "stacks", print)
+    watchdog.close()
+    module = "motionmae.distributed.watchdog"
+    monkeypatch.setattr(f"{module}.threading", SimpleNamespace(Thread=Thread))
+    monkeypatch.setattr(f"{module}.time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr(os, "_exit", lambda status: joined.append(status))
+    watchdog._end("x")
+    assert joined == [20.0, 79]

@@ -7,6 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from motionmae.config import load_config
 from motionmae.config.load import known_configs
+from motionmae.engine import kernels
 from motionmae.engine.kernels import choose_kernels, cudnn_attention_may_fail, key_counts
 from motionmae.models import vit
 from motionmae.models.classifier import build_classifier
@@ -50,3 +51,34 @@ def test_the_faulty_kernel_is_off_for_64_modulo_128_keys(monkeypatch: pytest.Mon
         torch.backends.cuda.enable_cudnn_sdp(True)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92600)  # mended
     assert not cudnn_attention_may_fail(load_config("vitl_ssv2_32f"))
+
+
+@pytest.mark.parametrize(
+    ("version", "keys", "fails"),
+    [
+        (92599, [64], True),
+        (92600, [64], False),
+        (None, [64], True),
+        (90000, [192, 128], True),
+        (90000, [128, 192], True),
+        (90000, [128, 63, 65, 32, 256], False),
+        (90000, [3136], True),
+    ],
+)
+def test_64_modulo_128_keys_fail_before_cudnn_9_26(
+    monkeypatch: pytest.MonkeyPatch, version: int | None, keys: list[int], fails: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
+    monkeypatch.setattr(kernels, "key_counts", lambda config: keys)
+    assert cudnn_attention_may_fail(load_config("vitb_k400")) is fails
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_deterministic_kernels_are_chosen_on_every_device(monkeypatch: pytest.MonkeyPatch, deterministic: bool) -> None:
+    chosen = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", chosen.append)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    config = load_config("vitb_k400", [f"engine.deterministic={str(deterministic).lower()}"])
+    choose_kernels(config, torch.device("cpu"))
+    assert chosen == ([True] if deterministic else [])
+    assert torch.backends.cudnn.benchmark is not deterministic

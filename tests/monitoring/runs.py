@@ -6,14 +6,16 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from monitoring.exporter import Settings
 from monitoring.rank_metrics import FlopsPerClip, RankMetrics
-from motionmae.config import Config, load_config
+from motionmae.config import Config, load_config, save_config
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import EventLog, JsonLines, Kind, Phase
+from motionmae.runs.events import EventLog, JsonLines, Kind, LineFile, Phase, Row
+from motionmae.runs.history import RunHistory
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_NVML = Path(__file__).with_name("fake_nvml")
@@ -41,6 +43,20 @@ def metrics_row(step: int, steps: int = 1, seconds: float = 0.5, **changes: Any)
         "slowest_score": 1.0, "loader_ready": 3, "corrupt_samples": 0, "skipped_steps": 0, "memory_copy_step": 0,
         **changes,
     }  # fmt: skip
+
+
+def history_of(folder: Path, events: Sequence[Row] = (), rows: Sequence[Row] = (), *settings: str) -> RunHistory:
+    """A run of one attempt ``a`` on two ranks, which began at second 100, and what it wrote."""
+    run = RunFolder(folder)
+    run.create()
+    start = {"kind": "start", "step": 0, "time": 100.0, "world": 2, "hosts": ["n"]}
+    for file, content in ((LineFile(run.events), [start, *events]), (LineFile(run.metrics), rows)):
+        for row in content:
+            file.append({"attempt": "a", "time": 110.0, **row})
+        file.close()
+    if settings:
+        save_config(load_config("demo", list(settings)), run.config)
+    return RunHistory(folder)
 
 
 class FedRun:

@@ -116,3 +116,56 @@ def test_the_xid_of_a_lost_gpu_is_counted(nvml: ModuleType, lost: set[int], monk
     with closing(open_gpus()) as source:
         wait_until(lambda: any("xid" in labels for _, labels, _ in source.samples()), "the XID")
         assert gpus_read(source) == {"1"}
+
+
+def test_every_reading_of_a_gpu_in_base_units(nvml: ModuleType):
+    """An H100 at 97 % with 60 of 80 GiB, 650.5 W, 123,456 J, 61 degrees, 1755 and 2619 MHz; see fake_nvml."""
+    readings = gpu._readings(nvml)
+    found = {(name, *labels.values()): read(0) * scale for name, labels, scale, read in readings}
+    assert found == pytest.approx(
+        {
+            ("gpu_utilization_ratio",): 0.97,
+            ("gpu_memory_used_bytes",): 60 * 2**30,
+            ("gpu_memory_total_bytes",): 80 * 2**30,
+            ("gpu_power_watts",): 650.5,
+            ("gpu_energy_joules_total",): 123_456,
+            ("gpu_temperature_celsius",): 61,
+            ("gpu_clock_hertz", "sm"): 1.755e9,
+            ("gpu_clock_hertz", "memory"): 2.619e9,
+            ("gpu_ecc_errors_total", "corrected"): 0,  # the fake counts by kind
+            ("gpu_ecc_errors_total", "uncorrected"): 1,
+            ("gpu_throttle_active", "power_cap"): 1,
+            ("gpu_throttle_active", "hardware"): 0,
+            ("gpu_throttle_active", "thermal_hardware"): 0,
+            ("gpu_throttle_active", "thermal_software"): 0,
+            ("gpu_throttle_active", "power_brake"): 0,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("bit", "reason"),
+    [
+        (0x4, "power_cap"),
+        (0x8, "hardware"),
+        (0x40, "thermal_hardware"),
+        (0x20, "thermal_software"),
+        (0x80, "power_brake"),
+    ],
+)
+def test_bits_of_throttling_are_those_of_nvml(bit: int, reason: str, nvml: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    """nvmlClocksThrottleReason* of nvml.h."""
+    monkeypatch.setattr(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", lambda handle: bit)
+    active = {
+        labels["reason"]: read(0) for name, labels, _, read in gpu._readings(nvml) if name == "gpu_throttle_active"
+    }
+    assert [name for name, value in active.items() if value] == [reason]
+
+
+@pytest.mark.parametrize("value", [2**32 - 1, 2**64 - 1])
+def test_a_value_of_all_ones_is_unknown(value: int, nvml: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(nvml, "nvmlDeviceGetPowerUsage", lambda handle: value)
+    with closing(open_gpus()) as source:
+        names = {name for name, labels, _ in source.samples() if labels["gpu"] == "0"}
+    assert "gpu_power_watts" not in names
+    assert "gpu_temperature_celsius" in names

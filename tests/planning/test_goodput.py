@@ -13,7 +13,7 @@ from motionmae.planning.checkpoint_interval import (
     mean_time_between_failures,
     optimal_interval,
 )
-from motionmae.planning.goodput import Conditions, predict_goodput
+from motionmae.planning.goodput import Conditions, _Run, predict_goodput
 from motionmae.planning.run_times import RunTimes, measure_times
 from motionmae.runs.history import RunHistory
 from tests.planning.chaos_goodput import TOLERANCE, compare
@@ -197,3 +197,96 @@ def test_the_prediction_is_within_three_points_of_a_chaos_run():
     assert measured == pytest.approx(0.1526, abs=1e-4)
     assert predicted.productive == pytest.approx(measured, abs=TOLERANCE)
     assert predicted.lowest < measured < predicted.highest
+
+
+class Drawn:
+    """Random numbers that the test has written."""
+
+    def __init__(self, *times: float, survives: float = 0.0) -> None:
+        self.times, self.survives, self.rates = list(times), survives, list[float]()
+
+    def expovariate(self, rate: float) -> float:
+        self.rates.append(rate)
+        return self.times.pop(0) if self.times else math.inf
+
+    def random(self) -> float:
+        return self.survives
+
+
+def simulated(times: RunTimes, conditions: Conditions, draw: Drawn) -> _Run:
+    run = _Run(times, conditions, draw).simulate()  # type: ignore[arg-type]
+    assert sum(run.spent.values()) == pytest.approx(conditions.seconds)
+    return run
+
+
+TIMES = RunTimes(step=1.0, waste=0.25, stall=1.0, save=20.0, restart=60.0, failure_pause=30.0, queue=600.0)
+
+
+def test_one_failure_worked_by_hand():
+    """After 60 s of starting it trains for 200 s, with a save of 1 s after 10 steps of 1.25 s: 1.35 s a step.
+
+    148 steps fit; 8 of them came after the last save, which was half written, so that the 10 before are lost too.
+    """
+    conditions = Conditions(seconds=1000.0, mtbf=500.0, every_steps=10, first_queue=40.0)
+    draw = Drawn(200.0)
+    run = simulated(TIMES, conditions, draw)
+    assert (run.failures, run.lost_steps) == (1, 18)
+    assert draw.rates[0] == 1 / 500
+    second = int((1000 - 40 - 60 - 200 - 30 - 60) / 1.35)
+    assert run.step == 148 - 18 + second
+    assert run.spent["productive"] == run.step
+    assert run.spent["data_wait"] == pytest.approx(0.25 * run.step)
+    assert run.spent["lost_work"] == 18 * 1.25
+    assert run.spent["checkpoint_blocking"] == pytest.approx(0.1 * (148 + second))
+    assert (run.spent["init"], run.spent["downtime"], run.spent["queue_wait"]) == (120, 30, 40)
+    assert run.spent["other"] == pytest.approx(200 - 148 * 1.35 + (620 - 30 - second * 1.35) + 20)
+
+
+@pytest.mark.parametrize(("survives", "lost"), [(0.59, 1), (0.6, 18)])
+def test_a_memory_copy_that_survives_loses_less(survives: float, lost: int):
+    times = RunTimes(step=1.25, stall=1.0, save=20.0, copy_stall=0.0, restart=60.0)
+    conditions = Conditions(seconds=260.0, mtbf=500.0, every_steps=10, memory_every_steps=7, memory_survives=0.6)
+    run = simulated(times, conditions, Drawn(200.0, survives=survives))
+    assert (run.failures, run.lost_steps) == (1, lost)  # of 148 steps; 148 = 21 x 7 + 1
+
+
+def test_a_copy_stalls_the_training():
+    times = RunTimes(step=1.0, stall=0.0, copy_stall=0.5, restart=0.0)
+    conditions = Conditions(seconds=150.0, mtbf=math.inf, every_steps=100, memory_every_steps=10)
+    run = simulated(times, conditions, Drawn())
+    assert run.step == 142  # 1.05 s each
+    assert run.spent["checkpoint_blocking"] == pytest.approx(142 * 0.05)
+
+
+def test_an_interruption_saves_and_waits_in_the_queue():
+    conditions = Conditions(seconds=2000.0, mtbf=math.inf, every_steps=10**9, interruptions_a_day=8.0)
+    draw = Drawn(500.0)
+    run = simulated(TIMES, conditions, draw)
+    assert draw.rates[0] == 8 / 86_400
+    assert (run.failures, run.lost_steps) == (0, 0)
+    assert run.spent["queue_wait"] == 600
+    assert run.spent["init"] == 120
+    assert run.spent["checkpoint_blocking"] == pytest.approx(20, abs=1e-3)
+
+
+def test_a_failure_early_in_an_attempt_loses_only_its_steps():
+    conditions = Conditions(seconds=500.0, mtbf=500.0, every_steps=1000)
+    run = simulated(
+        RunTimes(step=1.0, stall=0.0, save=5.0, restart=0.0, failure_pause=0.0), conditions, Drawn(3.5, 7.5)
+    )
+    assert (run.failures, run.lost_steps) == (2, 3 + 7)
+
+
+def test_figures_are_means_over_the_runs():
+    found = predict_goodput(TIMES, Conditions(seconds=DAY, mtbf=HOUR, every_steps=100), runs=30, seed=3)
+    again = predict_goodput(TIMES, Conditions(seconds=DAY, mtbf=HOUR, every_steps=100), runs=30, seed=3)
+    other = predict_goodput(TIMES, Conditions(seconds=DAY, mtbf=HOUR, every_steps=100), runs=30, seed=4)
+    assert found == again != other
+    assert found.productive + sum(found.badput.values()) == pytest.approx(1)
+    assert list(found.badput) == [
+        "queue_wait", "init", "data_wait", "checkpoint_blocking", "lost_work", "downtime", "other",
+    ]  # fmt: skip
+    assert found.lowest < found.productive < found.highest
+    assert found.failures == pytest.approx(24 * found.productive * 1.4, rel=0.35)
+    alone = predict_goodput(TIMES, Conditions(seconds=DAY, mtbf=HOUR, every_steps=100), runs=1)
+    assert alone.lowest == alone.highest == alone.productive

@@ -1,5 +1,6 @@
 """Manifests and states that a stranger wrote end in a defect or in one sentence, and lead to no other file."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -13,7 +14,16 @@ from hypothesis import strategies as st
 
 from motionmae.errors import UserError
 from motionmae.json_text import JsonModel
-from motionmae.runs.checkpoint_manifest import Checkpoint, Count, defect_of, describe, read_manifest
+from motionmae.runs.checkpoint_manifest import (
+    Checkpoint,
+    Count,
+    FileEntry,
+    defect_of,
+    describe,
+    manifest_content,
+    read_manifest,
+)
+from motionmae.runs.end_reason import StorageError
 
 FILE = {"name": "model.safetensors", "bytes": 3, "sha256": "0" * 64, "tensors": ["a"]}
 MANIFEST = {"format": 1, "step": 4, "position": 4, "files": [FILE]}
@@ -138,3 +148,66 @@ def test_a_hostile_state_is_one_sentence(tmp_path: Path, content: bytes | None):
         (tmp_path / "state.json").write_bytes(content)
     with pytest.raises(UserError, match=r"state\.json is damaged .*: choose another checkpoint"):
         Checkpoint(tmp_path, 4, (), 4).state(Progress)
+
+
+def test_a_link_to_an_absent_archive_is_a_failure_of_storage(tmp_path: Path):
+    link = tmp_path / "step-00000004"
+    link.symlink_to(tmp_path / "archive")
+    found = read_manifest(link)
+    assert isinstance(found, OSError)
+    assert (found.errno, found.strerror) == (errno.ENOENT, f"it is a link to {tmp_path}/archive, which is absent")
+    with pytest.raises(OSError, match="which is absent"):
+        defect_of(found)
+    (tmp_path / "archive").mkdir()
+    assert read_manifest(link) == "manifest.json: No such file or directory"
+    assert read_manifest(tmp_path / "archive") == "manifest.json: No such file or directory"
+
+
+def test_a_manifest_says_size_step_and_position(tmp_path: Path):
+    (tmp_path / "a").write_bytes(b"abc")
+    entry = describe(tmp_path / "a", ("weight",))
+    # echo -n abc | sha256sum
+    sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert entry == FileEntry("a", 3, sha256, ("weight",))
+    content = manifest_content(5, 9, [entry, FileEntry("b", 4, sha256)])
+    assert content["format"] == 1
+    found = read(tmp_path, json.dumps(content).encode())
+    assert found == Checkpoint(tmp_path, 5, (entry, FileEntry("b", 4, sha256)), 9)
+    assert found.bytes == 7
+    assert (found.source, found.on_disk) == ("disk", tmp_path.name)
+    assert [found.reader(index, "any", 3) for index in range(5)] == [0, 1, 2, 0, 1]
+
+
+def test_the_first_damaged_file_is_named(tmp_path: Path):
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"abc")
+    entries = [describe(tmp_path / name) for name in "abc"]
+    checkpoint = Checkpoint(tmp_path, 1, tuple(entries), 1)
+    assert checkpoint.defect() == ""
+    (tmp_path / "c").unlink()
+    (tmp_path / "b").write_bytes(b"abd")
+    assert checkpoint.defect() == "b does not have the sha256 of its manifest"
+    assert checkpoint.defect(sizes_only=True) == "c: No such file or directory"
+    assert defect_of(checkpoint, sizes_only=True) == "c: No such file or directory"
+    assert defect_of("broken") == "broken"
+    (tmp_path / "a").write_bytes(b"abcd")
+    assert checkpoint.defect() == "a has 4 bytes, its manifest says 3"
+
+
+def test_names_and_numbers_of_a_manifest_have_limits(tmp_path: Path):
+    for good in (with_file(name="x" * 121), with_file(bytes=2**53 - 1), manifest(step=2**53 - 1), manifest(position=0)):
+        assert isinstance(read(tmp_path, good), Checkpoint)
+    for bad in (with_file(name="x" * 122), with_file(bytes=2**53), manifest(step=2**53), with_file(sha256="A" * 64)):
+        assert isinstance(read(tmp_path, bad), str)
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_another_format_is_refused(tmp_path: Path, version: int):
+    with pytest.raises(UserError, match=f"is a checkpoint of format {version}, but this version reads format 1"):
+        read(tmp_path, manifest(format=version, files="of another form"))
+
+
+def test_a_state_that_storage_does_not_give_is_not_damaged(tmp_path: Path):
+    (tmp_path / "state.json").symlink_to("state.json")
+    with pytest.raises(StorageError, match="cannot be read"):
+        Checkpoint(tmp_path, 4, (), 4).state()

@@ -76,3 +76,60 @@ def test_end_reasons_decide_exit_code_requeue_badput_and_metrics():
         "node_down": (1, Requeue.ALWAYS, "downtime", "failed", "lost"),
         "not_started": (1, Requeue.BACKOFF, "downtime", "failed", "failed"),
     }
+
+
+LOST = (
+    "connection closed by peer", "connection reset by peer", "connection refused", "connection was likely closed",
+    "broken pipe", "timed out waiting", "socket timeout", "gloo connectfullmesh failed", "ncclremoteerror",
+    "ncclsystemerror", "nccl communicator was aborted", "watchdog caught collective operation timeout",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("message", LOST)
+def test_messages_of_a_lost_peer(message: str):
+    assert classify_error(RuntimeError(f"[gloo] {message.title()}: rank 3")) is EndReason.LOST_PEERS
+    assert classify_error(ValueError(message)) is EndReason.CRASHED
+
+
+HARDWARE = (
+    "Uncorrectable ECC error", "uncorrectable NVLink error", "unspecified launch failure", "hardware error",
+    "hardware stack error", "GPU is lost", "GPU has fallen off the bus",
+    "CUDA-capable device(s) is/are busy or unavailable", "no CUDA-capable device is detected",
+    "system not yet initialized", "CUDA error: unknown error", "Cuda failure 'unknown error'",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("message", HARDWARE)
+def test_messages_of_broken_hardware(message: str):
+    assert classify_error(RuntimeError(f"rank 3: {message}!")) is EndReason.BAD_NODE
+    assert classify_error(ValueError(message)) is EndReason.CRASHED
+
+
+@pytest.mark.parametrize("kind", [dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError])
+def test_errors_of_torch_s_network(kind: type[Exception]):
+    class Own(kind):  # type: ignore[misc,valid-type]
+        pass
+
+    assert classify_error(kind("x")) is classify_error(Own("x")) is EndReason.LOST_PEERS
+
+
+def test_the_outermost_known_cause_counts():
+    inner, outer = LeaseLost("x"), RuntimeError("connection refused")
+    outer.__cause__ = inner
+    assert classify_error(outer) is EndReason.LOST_PEERS
+    inner.__cause__ = RuntimeError("connection refused")
+    assert classify_error(inner) is EndReason.LEASE_LOST
+    context = ValueError("x")
+    context.__context__ = LeaseLost("x")  # while it was handled, not because of it
+    assert classify_error(context) is EndReason.CRASHED
+
+
+def test_only_these_ends_come_after_a_save():
+    assert [reason.value for reason in EndReason if reason.saved] == ["finished", "preempted", "stopped", "terminated"]
+
+
+def test_every_end_has_words_of_its_own():
+    descriptions = {reason.value: reason.description for reason in EndReason}
+    assert len(set(descriptions.values())) == len(descriptions)
+    assert descriptions["killed"] == "a rank was killed"
+    assert descriptions["node_down"] == "a node went down"

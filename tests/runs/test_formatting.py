@@ -53,3 +53,10 @@ def test_one_and_many() -> None:
 )
 def test_a_stop_that_was_asked_for_is_no_preemption(row: dict[str, object], text: str) -> None:
     assert describe_kind(row) == text
+
+
+def test_a_step_that_took_no_time_has_no_share_of_waiting() -> None:
+    row = {**ROW, "step_seconds": 0.0, "data_wait_seconds": 0.0}
+    assert "data wait 0%" in describe_row(row, 1)
+    assert describe_figures({}) == ""
+    assert describe_figures({"loss": 0.123456}) == "loss 0.1235"

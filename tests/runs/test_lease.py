@@ -1,17 +1,21 @@
+import errno
 import json
 import multiprocessing
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
+from motionmae import locks
 from motionmae.errors import UserError
+from motionmae.runs import lease as lease_module
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason, LeaseLost
-from motionmae.runs.events import read_rows
-from motionmae.runs.lease import FILE, acquire_lease, current_holder
+from motionmae.runs.events import append_row, read_rows
+from motionmae.runs.lease import FILE, acquire_lease, current_holder, run_identity
 from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.run_workers import pretrain_to_exit
@@ -164,3 +168,79 @@ def test_a_command_with_other_settings_does_not_take_the_lease(tmp_path: Path, e
         assert message in sentence
     assert run.results() == [("FINISHED", "")]
     assert [row["number"] for row in read_rows(folder.events) if row["kind"] == "start"] == [1]
+
+
+def test_the_lease_names_its_process_and_time(tmp_path: Path):
+    before = time.time()
+    lease = acquire_lease(tmp_path)
+    content = json.loads((tmp_path / FILE).read_text())
+    assert (content["pid"], content["host"], content["number"]) == (os.getpid(), socket.gethostname(), 1)
+    assert before <= content["time"] <= time.time()
+    assert (content["id"], content["run"], content["begun"]) == (lease.attempt.id, lease.attempt.id, [])
+    lease.begin(7)
+    assert json.loads((tmp_path / FILE).read_text())["begun"] == [[1, 7]]
+    lease.begin(7)  # a second time, after a rollback to the same place
+    assert json.loads((tmp_path / FILE).read_text())["begun"] == [[1, 7]]
+
+
+def test_the_identity_of_a_run_is_that_of_its_first_attempt(tmp_path: Path):
+    assert run_identity(tmp_path) == ""
+    first = acquire_lease(tmp_path)
+    acquire_lease(tmp_path)
+    assert run_identity(tmp_path) == first.attempt.id
+    (tmp_path / FILE).write_text("{")
+    assert run_identity(tmp_path) == ""
+
+
+@pytest.mark.parametrize("kind", ["stop", "finish"])
+def test_an_attempt_that_has_said_its_end_holds_nothing(tmp_path: Path, kind: str):
+    assert current_holder(tmp_path) == ""
+    lease = acquire_lease(tmp_path)
+    assert current_holder(tmp_path) != ""
+    append_row(tmp_path / "events.jsonl", attempt="another", kind=kind, step=1)
+    assert current_holder(tmp_path) != ""
+    append_row(tmp_path / "events.jsonl", attempt=lease.attempt.id, kind=kind, step=1)
+    assert current_holder(tmp_path) == ""
+
+
+def hold_lock(folder: Path, number: int) -> None:
+    with (folder / ".lease.lock").open("ab") as file:
+        assert locks.acquire(file, posix=True)
+        (folder / "held").touch()
+        time.sleep(number)
+
+
+def test_a_lease_waits_for_another_process_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    holder = multiprocessing.get_context("fork").Process(target=hold_lock, args=(tmp_path, 60))
+    holder.start()
+    wait_until((tmp_path / "held").exists, "the lock")
+    monkeypatch.setattr(lease_module, "LOCK_TIMEOUT", 0.2)
+    with pytest.raises(UserError, match=r"cannot be written \(another process holds \.lease\.lock\)"):
+        acquire_lease(tmp_path)
+    holder.kill()
+    holder.join()
+    acquire_lease(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "works"), [("ENOLCK", True), ("ENOSYS", True), ("EOPNOTSUPP", True), ("EIO", False)]
+)
+def test_a_file_system_without_locks_has_leases_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str, works: bool
+):
+    def acquire(*_: object, **__: object) -> bool:
+        raise OSError(getattr(errno, number), number)
+
+    monkeypatch.setattr(locks, "acquire", acquire)
+    if works:
+        assert acquire_lease(tmp_path).attempt.number == 1
+    else:
+        with pytest.raises(UserError, match="EIO"):
+            acquire_lease(tmp_path)
+
+
+def test_a_lease_leaves_no_open_file(tmp_path: Path):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        acquire_lease(tmp_path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -1,12 +1,13 @@
 """The folder of memory copies on a node: privacy, identity, leftovers. A folder takes the place of /dev/shm."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from motionmae.runs import memory_folder
-from motionmae.runs.checkpoint_manifest import describe
+from motionmae.runs.checkpoint_manifest import FileEntry, describe
 from motionmae.runs.memory_folder import MemoryFolder, Share, remove_abandoned
 
 
@@ -112,3 +113,102 @@ def test_copies_that_nobody_has_written_for_a_day_are_deleted(root: Path):
     remove_abandoned(own("/runs/own"), now=later)
     left = sorted(path.name[:6] for path in (root / f"motionmae-{os.geteuid()}").iterdir())
     assert left == ["mine", "own-" + left[1][4:], "recent"]
+
+
+def test_names_say_position_attempt_and_rank(root: Path):
+    folder = own()
+    assert folder.path.name.startswith("a-")
+    assert len(folder.path.name) == 2 + 16
+    assert folder.state_folder(3, 120).name == "position-00000120-attempt-3"
+    share = Share(attempt=3, position=120, step=119, rank=1, world=4, base=None, files=())
+    assert share.name == "share-00001-of-00004.json"
+    assert folder.folder_of(share) == folder.state_folder(3, 120)
+    entries = tuple(FileEntry(name, size, "0" * 64) for name, size in (("a", 3), ("b", 4)))
+    assert share.model_copy(update={"files": entries}).bytes == 7
+
+
+@pytest.mark.parametrize(("world", "fits"), [(0, False), (1, True), (2**31 - 1, True), (2**31, False)])
+def test_a_share_is_of_at_least_one_rank(world: int, fits: bool):
+    values = {"attempt": 1, "position": 1, "step": 1, "rank": 0, "base": "step-00000001", "files": ()}
+    if fits:
+        assert Share(world=world, **values).world == world
+    else:
+        with pytest.raises(ValueError, match="world"):
+            Share(world=world, **values)
+
+
+def test_a_state_is_begun_again_where_another_run_removes_the_folder(root: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, made = own(), []
+    create = memory_folder.create_private
+
+    def create_and_lose(path: Path) -> None:
+        create(path)
+        made.append(path)
+        if len(made) < 10:
+            path.rmdir()
+
+    monkeypatch.setattr(memory_folder, "create_private", create_and_lose)
+    assert folder.begin(1, 5) == folder.state_folder(1, 5)
+    assert len(made) == 10
+    assert folder.begin(1, 5).stat().st_mode & 0o777 == 0o700  # by another rank of the node
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(memory_folder, "create_private", lambda path: None)
+    with pytest.raises(FileNotFoundError, match="is removed again and again"):
+        MemoryFolder(root / "none/a").begin(1, 5)
+
+
+def test_only_the_named_state_is_removed(root: Path):
+    folder = own()
+    for position, attempt in ((5, 1), (5, 2), (6, 1)):
+        add(folder, position, attempt)
+    folder.remove_state(1, 5)
+    assert sorted((share.position, share.attempt) for share in folder.shares()) == [(5, 2), (6, 1)]
+    folder.remove()
+    assert list(root.iterdir()) == []  # the last run takes the folder of the user away
+
+
+def test_a_share_whose_storage_fails_is_damaged(root: Path):
+    folder = own()
+    share = add(folder, 12)
+    (file,) = root.rglob("model-*")
+    file.write_bytes(b"weightz")
+    assert folder.defect(share, sizes_only=True) == ""
+    file.unlink()
+    file.symlink_to(file.name)
+    assert "symbolic links" in folder.defect(share)
+
+
+@pytest.mark.parametrize(("age", "stays"), [(86_400, True), (86_401, False)])
+def test_abandoned_is_what_nobody_wrote_for_a_day(root: Path, age: float, stays: bool):
+    add(own("/runs/other"), 1)
+    other = own("/runs/other").path
+    for path in (other, *other.iterdir()):
+        os.utime(path, (1000, 1000))
+    remove_abandoned(own("/runs/own"), now=1000 + age)
+    assert other.exists() is stays
+    remove_abandoned(own("/runs/own"))  # the clock of this machine
+    assert not other.exists()
+
+
+def test_a_user_has_one_folder_and_a_node_one_identity(root: Path, tmp_path: Path):
+    one, other = own(), own("/runs/b")
+    assert one.path.parent == other.path.parent == root / f"motionmae-{os.geteuid()}"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert memory_folder.node_identity(one) == f"{boot} {root.stat().st_dev} {one.path}"
+    assert memory_folder.node_identity(one) != memory_folder.node_identity(other)
+
+
+def test_a_link_is_not_private_and_free_space_is_that_of_df(root: Path, tmp_path: Path):
+    private = tmp_path / "private"
+    memory_folder.create_private(private)
+    memory_folder.create_private(private)
+    assert private.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "link").symlink_to(private)
+    assert not memory_folder.is_private(tmp_path / "link")
+    assert not memory_folder.is_private(tmp_path / "none")
+    private.chmod(0o710)
+    assert not memory_folder.is_private(private)
+    with pytest.raises(PermissionError, match="closed to others"):
+        memory_folder.create_private(private)
+    free = shutil.disk_usage(tmp_path).free
+    assert memory_folder.free_space(tmp_path) == pytest.approx(free, rel=0.05)

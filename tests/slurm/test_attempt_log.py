@@ -93,3 +93,37 @@ def test_a_failure_without_a_true_node_still_counts(tmp_path: Path) -> None:
     attempts.log_failure(Attempt(job="7", restart=0), EndReason.KILLED, 0, "not a node")
     assert attempts.failures_without_progress("7") == 1
     assert attempts.excluded_nodes() == {}
+
+
+def test_the_highest_step_since_the_job_was_last_queued(tmp_path: Path) -> None:
+    attempts = AttemptLog(tmp_path)
+    assert attempts.last_step_id("7") == -1
+    for job, restart, step in (("7", 0, 9), ("7", 1, 4), ("7", 1, 2), ("8", 0, 6)):
+        attempts.log_start(Attempt(job=job, restart=restart), ["a"], launch=3, step_id=step)
+    assert attempts.last_step_id("7") == 4
+    assert attempts.last_step_id("8") == 6
+    assert attempts.last_step_id("6") == -1
+
+
+def test_rows_name_everything_that_identifies_an_attempt(tmp_path: Path) -> None:
+    attempts = AttemptLog(tmp_path)
+    attempts.log_start(Attempt(job="7", restart=1, start=2), ["a", "b"])
+    attempts.log_failure(Attempt(job="7", restart=1, start=2), EndReason.KILLED, 40, "b")
+    first, second = (json.loads(line) for line in attempts.path.read_text().splitlines())
+    assert {key: value for key, value in first.items() if key != "time"} == {
+        "what": "start", "job": "7", "restart": 1, "start": 2, "nodes": ["a", "b"], "launch": 1, "step_id": 0,
+    }  # fmt: skip
+    assert {key: value for key, value in second.items() if key != "time"} == {
+        "what": "failure", "job": "7", "restart": 1, "start": 2, "reason": "killed", "step": 40, "node": "b",
+    }  # fmt: skip
+    assert not attempts.has_failure(Attempt(job="7", restart=1, start=1), "b")
+    assert not attempts.has_failure(Attempt(job="8", restart=1, start=2), "b")
+    assert not attempts.has_failure(Attempt(job="7", restart=1, start=2), "a")
+
+
+def test_starts_inside_an_allocation_are_attempts_of_their_own(tmp_path: Path) -> None:
+    attempts = AttemptLog(tmp_path)
+    for start, reason in enumerate((EndReason.KILLED, EndReason.NODE_DOWN, EndReason.HUNG)):
+        attempts.log_failure(Attempt(job="7", restart=0, start=start), reason, 0, "a")
+    assert attempts.failures_without_progress("7") == 3
+    assert attempts.excluded_nodes() == {"a": "a node went down and a step hung"}  # the last two

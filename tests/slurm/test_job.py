@@ -1,13 +1,18 @@
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import submitit
+from submitit.core.utils import UncompletedJobError
 
 from motionmae.config import load_config
+from slurm import job, scontrol
 from slurm.job import TrainJob, rendezvous
+from tests.slurm.batch.controller import Controller
 
 _SLURM = {
     "SUBMITIT_EXECUTOR": "slurm",
@@ -104,3 +109,109 @@ def test_submitting_needs_no_torch() -> None:
     text = f"import sys; sys.path.insert(0, '.'); import {modules}; sys.exit('torch' in sys.modules)"
     root = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", text], cwd=root).returncode == 0
+
+
+class Place:
+    """What submitit says about this rank."""
+
+    def __init__(self, cluster: str = "slurm", job_id: str = "7", log: Path | None = None) -> None:
+        self.cluster, self.job_id, self.paths = cluster, job_id, SimpleNamespace(stdout=log)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "line", "preempted"),
+    [
+        ("slurm", "JobState=RUNNING PreemptTime=2026-11-30T12:00:00", True),
+        ("slurm", "JobState=RUNNING PreemptTime=None", False),
+        ("slurm", "JobState=COMPLETING PreemptTime=2026-11-30T12:00:00", False),
+        ("slurm", "", False),
+        ("local", "JobState=RUNNING PreemptTime=2026-11-30T12:00:00", False),
+    ],
+)
+def test_slurm_says_whether_it_preempts_a_job(
+    cluster: str, line: str, preempted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller = Controller()
+    controller.answers["scontrol show job -o 7"] = line
+    monkeypatch.setattr(scontrol, "_run", controller.run)
+    assert job.is_preempted(Place(cluster)) is preempted  # type: ignore[arg-type]
+    assert len(controller.calls) == (cluster == "slurm")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (UncompletedJobError("timed-out too many times."), 2, "error: timed-out too many times. (launch.max_timeouts)"),
+        (FileNotFoundError(2, "No such file", "scontrol"), 75, "this node cannot requeue the job"),
+        (subprocess.CalledProcessError(1, ["scontrol"]), 75, "this node cannot requeue the job"),
+    ],
+)
+def test_a_requeue_that_fails_has_a_status_of_its_own(
+    error: Exception, status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def handler(number: int, frame: object) -> None:
+        assert (number, frame) == (signal.SIGUSR2, None)
+        raise error
+
+    with pytest.raises(SystemExit) as found:
+        job.requeue(handler)
+    assert found.value.code == status
+    shown = capsys.readouterr()
+    assert said in (shown.err if status == 2 else shown.out)
+
+
+class Member:
+    standby = False
+
+    def __init__(self) -> None:
+        self.left: list[int] = []
+
+    def leave(self, status: int) -> None:
+        self.left.append(status)
+
+
+@pytest.mark.parametrize(("end", "status"), [("finished", 0), (SystemExit(77), 77), (SystemExit(None), 0)])
+def test_a_rank_announces_its_status(end: str | SystemExit, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    member = Member()
+
+    def run(self: TrainJob, membership: object) -> str:
+        assert membership is found
+        if isinstance(end, SystemExit):
+            raise end
+        return end
+
+    monkeypatch.setattr(TrainJob, "run", run)
+    for found in (member, None):
+        monkeypatch.setattr(job, "join", lambda given=found: given)
+        if isinstance(end, SystemExit):
+            with pytest.raises(SystemExit):
+                TrainJob(load_config("demo"))()
+        else:
+            assert TrainJob(load_config("demo"))() == end
+    assert member.left == [status]
+
+
+BECOME = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from motionmae.runs.events import process_age
+from slurm.job import become_rank
+print("of the standby process")
+before = process_age()
+become_rank(SimpleNamespace(paths=SimpleNamespace(stdout=Path(sys.argv[1]))))
+print("of the rank")
+print("an error", file=sys.stderr)
+sys.stdout.flush()
+assert process_age() < before, (process_age(), before)
+"""
+
+
+def test_a_standby_process_writes_to_the_log_of_its_rank(tmp_path: Path) -> None:
+    log = tmp_path / "7_0_log.out"
+    log.write_text("before\n")
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", BECOME, str(log)], cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "of the standby process\n", "")
+    assert sorted(log.read_text().splitlines()) == ["an error", "before", "of the rank"]
+    assert log.read_text().startswith("before\n")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from motionmae.config import load_config
+from slurm import local_executor
 from slurm.job_state import JobRecord, state_of
 from slurm.local_executor import LocalController
 from tests.slurm.jobs import ROOT, Starter
@@ -127,3 +129,99 @@ print(start_job(Path({str(tmp_path)!r}), {{0: ["wait", "done"]}}).job_id)
     assert state_of(record, tmp_path).active
     os.kill(int(record.job_id), signal.SIGUSR2)
     assert _end(tmp_path, record) == 0
+
+
+@pytest.mark.parametrize(
+    ("codes", "status"),
+    [
+        ([0, 0], 0), ([0, 3], 3), ([-9, 3], 3), ([-9, 0], 137), ([0, -15], 143), ([None, 0], 124), ([None, -9], 137),
+        ([None, 4], 4), ([3, 4], 3),
+    ],
+)  # fmt: skip
+def test_the_status_of_a_job_is_that_of_its_first_failed_rank(codes: list[int | None], status: int) -> None:
+    assert local_executor._job_status(codes) == status
+
+
+class Task:
+    """A rank that ends with a status at a time of the clock."""
+
+    def __init__(self, clock: "Clock", status: int | None, at: float) -> None:
+        self.clock, self.status, self.at = clock, status, at
+
+    def poll(self) -> int | None:
+        return self.status if self.clock.now >= self.at else None
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds == 0.1
+        self.now += 0.5
+
+
+@pytest.mark.parametrize(
+    ("ends", "codes", "ended", "signals"),
+    [
+        ([(0, 3), (0, 5)], [0, 0], 5, []),
+        ([(3, 2), (None, 0)], [3, None], 22.5, []),  # the others have 20 s
+        ([(3, 2), (0, 4)], [3, 0], 4, []),
+        ([(144, 55), (144, 56)], [144, 144], 56, [50.5]),  # once, 50 s before the time limit of 100 s
+        ([(None, 0), (None, 0)], [None, None], 100.5, [50.5]),
+        ([(3, 90), (None, 0)], [3, None], 100.5, [50.5]),
+    ],
+)
+def test_the_controller_waits_signals_and_gives_up(
+    ends: list[tuple[int | None, float]], codes: list[int | None], ended: float, signals: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    clock, sent = Clock(), []
+    monkeypatch.setattr(local_executor, "time", clock)
+    controller = LocalController.__new__(LocalController)
+    controller.timeout_s, controller.signal_delay_s = 100, 50
+    controller.tasks = [Task(clock, *end) for end in ends]  # type: ignore[misc]
+    monkeypatch.setattr(controller, "_forward_signal", lambda number: sent.append((number, clock.now)), raising=False)
+    assert controller.wait() == codes
+    assert clock.now == ended
+    assert sent == [(signal.SIGUSR2, moment) for moment in signals]
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_the_controller_gets_what_submitit_and_the_ranks_need(
+    gpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[list[str], dict[str, object]]] = []
+
+    class Started:
+        pid = 77
+
+        def __init__(self, command: list[str], **values: object) -> None:
+            started.append((command, values))
+
+    monkeypatch.setattr(local_executor.subprocess, "Popen", Started)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    launch = load_config("demo", [
+        "launch.time=9", "launch.signal_seconds=33", "launch.max_timeouts=4", f"launch.gpus_per_node={gpus}",
+        "launch.ntasks_per_node=2",
+    ]).launch  # fmt: skip
+    executor = local_executor.DetachedLocalExecutor(
+        tmp_path, tmp_path / "run", tmp_path / "code", launch, {"A": "b"}, 8
+    )
+    job = executor._submit_command("the command")
+    ((command, values),) = started
+    assert (job.job_id, len(job._tasks), executor.max_num_timeout) == ("77", 2, 4)
+    assert command == [sys.executable, "-m", "slurm.local_executor", str(tmp_path), str(tmp_path / "run")]
+    assert (values["cwd"], values["start_new_session"], values["pass_fds"]) == (tmp_path / "code", True, [8])
+    environment = values["env"]
+    assert isinstance(environment, dict)
+    assert environment.items() >= {
+        "SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_COMMAND": "the command", "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+        "SUBMITIT_LOCAL_NODEID": "0", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "33",
+        "SUBMITIT_LOCAL_TIMEOUT_S": "540", "SUBMITIT_LOCAL_WITH_SHELL": "", "SUBMITIT_STDERR_TO_STDOUT": "1",
+    }.items()  # fmt: skip
+    assert (environment["A"], environment["CUDA_VISIBLE_DEVICES"]) == ("b", "5" if gpus else "")
+    assert (tmp_path / "controller.log").exists()

@@ -1,4 +1,7 @@
+import contextlib
+import errno
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -8,6 +11,7 @@ import torch
 
 from motionmae.distributed.rendezvous import PREFLIGHT_OFFSET
 from motionmae.errors import UserError
+from motionmae.runs.end_reason import EndReason
 from slurm import preflight
 from slurm.preflight import BadNode, Unreachable
 from tests.training.launch import run_ranks
@@ -105,3 +109,66 @@ def test_on_a_gpu_the_number_is_read_on_the_rank_s_own_device_before_the_group_e
     preflight.preflight(tmp_path, rank_env, NODES, device, 60)
     expected = [("set_device", device), "product", ("nccl", device), "all-reduce", "read", "end"]
     assert calls == expected
+
+
+@pytest.mark.parametrize(("number", "ignored"), [("ENOSPC", True), ("EDQUOT", True), ("EIO", False)])
+def test_a_full_disk_is_no_fault_of_the_node(
+    number: str, ignored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(getattr(errno, number), number)
+
+    monkeypatch.setattr(preflight.os, "fsync", fail)
+    with contextlib.nullcontext() if ignored else pytest.raises(OSError, match="EIO"):
+        preflight.check_storage(tmp_path / "a/logs")
+    assert list((tmp_path / "a/logs").iterdir()) == []
+
+
+def test_what_is_written_is_flushed_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[int, str]] = []
+
+    def sync(number: int) -> None:
+        path = Path(f"/proc/self/fd/{number}").readlink()
+        synced.append((path.stat().st_size, path.name))
+
+    monkeypatch.setattr(preflight.os, "fsync", sync)
+    preflight.check_storage(tmp_path)
+    assert synced == [(1 << 20, f".preflight-{socket.gethostname()}-{os.getpid()}")]
+    monkeypatch.setattr(Path, "read_bytes", lambda _: b"other")
+    with pytest.raises(OSError, match="reads back with different content"):
+        preflight.check_storage(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "world", "checks"),
+    [("0", "1", ["device", "logs"]), ("1", "1", ["device"]), ("1", "2", ["device", "network"]),
+     ("0", "2", ["device", "logs", "network"])],
+)  # fmt: skip
+def test_one_rank_of_a_node_checks_the_storage_and_all_check_the_network(
+    local_rank: str, world: str, checks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(preflight, "raise_file_limit", lambda: None)
+    monkeypatch.setattr(preflight, "check_device", lambda _: done.append("device"))
+    monkeypatch.setattr(preflight, "check_storage", lambda folder: done.append(folder.name))
+    monkeypatch.setattr(preflight, "check_network", lambda *_: done.append("network"))
+    rank_env = {"LOCAL_RANK": local_rank, "WORLD_SIZE": world}
+    preflight.preflight(tmp_path, rank_env, NODES, torch.device("cpu"), 60)
+    assert done == checks
+
+
+def test_a_check_that_fails_says_why() -> None:
+    with pytest.raises(BadNode, match=r"^a product fails \(division by zero\)$"):
+        preflight.check_within(60, lambda: bool(1 / 0), "a product")
+    preflight.check_within(60, lambda: None, "a product")
+
+
+def test_the_end_of_a_check_is_one_sentence_and_a_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(preflight.os, "_exit", left.append)
+    preflight.abort(EndReason.BAD_NODE, "node n1 failed: x")
+    assert left == [77]
+    assert capsys.readouterr().err == "error: pre-flight check: node n1 failed: x\n"

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from motionmae.config import load_config
@@ -6,8 +9,10 @@ from slurm.sbatch import (
     batch_script,
     check_environment,
     parse_minutes,
+    parse_options,
     parse_sbatch_options,
     requested_resources,
+    sbatch,
 )
 
 
@@ -132,3 +137,92 @@ def test_honest_texts_reach_the_script_whole() -> None:
         "#SBATCH --comment='it'\"'\"'s 100 % \"mine\"'",
         "#SBATCH --gpus-per-node=8",
     ]
+
+
+def test_sbatch_answers_with_a_job_or_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "sbatch"
+    program.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/words; cat > {tmp_path}/script; echo '12;cluster'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert sbatch("#!/bin/sh\ntrue\n") == "12"
+    assert (tmp_path / "words").read_text() == "--parsable\n"
+    assert (tmp_path / "script").read_text() == "#!/bin/sh\ntrue\n"
+    program.write_text("#!/bin/sh\necho 'sbatch: error: Invalid account' >&2; exit 1\n")
+    with pytest.raises(UserError, match=r"sbatch refused the job \(sbatch: error: Invalid account\): correct the"):
+        sbatch("#!/bin/sh\n")
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="sbatch is not installed on this machine"):
+        sbatch("#!/bin/sh\n")
+
+
+def test_a_script_is_requeued_and_its_logs_go_on() -> None:
+    script = batch_script({"nodes": 2, "exclusive": True, "job_name": "a b"}, ["one", "two"])
+    assert script == (
+        "#!/bin/sh\n#SBATCH --nodes=2\n#SBATCH --exclusive\n#SBATCH --job-name='a b'\n#SBATCH --requeue\n"
+        "#SBATCH --open-mode=append\none\ntwo\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "remedy"),
+    [
+        ("signal=USR1", "use --signal-seconds"), ("job-name=x", "use name=NAME"), ("cpus-per-gpu=2", "--cpus-per-task"),
+        ("ntasks-per-gpu=1", "--ntasks-per-node"), ("ntasks-per-socket=1", "--ntasks-per-node"),
+        ("ntasks-per-core=1", "--ntasks-per-node"), ("gpus=4", "--gpus-per-node NUMBER"),
+        ("gpus-per-socket=1", "--gpus-per-node NUMBER"), ("nodes=2", "use --nodes"), ("qos=x", "use --qos"),
+        ("account=x", "use --account"), ("constraint=x", "use --constraint"), ("comment=x", "use --comment"),
+        ("cpus-per-task=3", "use --cpus-per-task"), ("ntasks-per-node=3", "use --ntasks-per-node"),
+        *((f"{name}=x", "leave it out") for name in (
+            "ntasks", "output", "error", "open-mode", "nodefile", "export", "export-file", "input", "wrap", "uid",
+            "gid", "tres-per-task",
+        )),
+        *((name, "leave it out") for name in (
+            "requeue", "no-requeue", "parsable", "wait", "help", "usage", "version", "quiet", "verbose", "no-kill",
+        )),
+    ],
+)  # fmt: skip
+def test_every_option_of_the_launcher_is_refused(option: str, remedy: str) -> None:
+    with pytest.raises(UserError, match=f"--sbatch {option.partition('=')[0]} .*{remedy}"):
+        parse_sbatch_options([option])
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["contiguous", "exclusive", "get-user-env", "hold", "ignore-pbs", "nice", "overcommit", "oversubscribe",
+     "propagate", "reboot", "resv-ports", "spread-job", "stepmgr", "use-min-nodes"],
+)  # fmt: skip
+def test_flags_of_sbatch_need_no_value(flag: str) -> None:
+    assert parse_sbatch_options([flag]) == {flag: True}
+    assert parse_sbatch_options([f"{flag}=no"]) == {}
+    assert parse_sbatch_options([f"{flag}=false"]) == {}
+    assert parse_sbatch_options([f"{flag}=3"]) == {flag: "3"}
+
+
+@pytest.mark.parametrize("name", ["mem", "licenses", "mail-user", "wckey", "tmp", "switches", "nodelist"])
+def test_other_options_need_one(name: str) -> None:
+    with pytest.raises(UserError, match=f"--sbatch {name} has no value: write NAME=VALUE"):
+        parse_sbatch_options([name])
+    assert parse_sbatch_options([f"--{name}=1"]) == {name: "1"}
+
+
+def test_the_options_of_shards_may_be_those_of_the_launcher() -> None:
+    assert parse_options(["nodes=2", "exclusive", "hold=false"]) == {"nodes": "2", "exclusive": True}
+    for text in ("p=gpu", "workdir=/", "parti=gpu"):
+        with pytest.raises(UserError):
+            parse_options([text])
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("0", 0), ("0:0", 0), ("0:01", 1), ("1:00:01", 61), ("1-0:1", 1441), ("10:59", 11), ("2-1", 2940)],
+)
+def test_seconds_round_up(text: str, minutes: int) -> None:
+    assert parse_minutes(text) == minutes
+
+
+def test_empty_values_of_launch_are_not_asked_for() -> None:
+    launch = load_config("vitb_k400", ["launch.gpus_per_node=0", "launch.partition=''"]).launch
+    found = requested_resources(launch)
+    assert set(found) == {"nodes", "ntasks_per_node", "cpus_per_task", "time"}
+    named = load_config("vitb_k400", ["launch.partition=p", "launch.qos=q", "launch.nodes=3"]).launch
+    assert requested_resources(named).items() >= {"partition": "p", "qos": "q", "nodes": 3}.items()

@@ -1,21 +1,187 @@
-"""The host waits for the GPU only to decide whether a step is applied, and for rows of metrics."""
+"""What a trainer does after each step, and where the host waits for the GPU.
 
+The host waits only to decide whether a step is applied, and for rows of metrics.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
+import pytest
 import torch
 
-from motionmae.runs.events import Kind, read_rows
+from motionmae.distributed.stop_requests import Request
+from motionmae.runs.best_checkpoint import Best
+from motionmae.runs.end_reason import EndReason
+from motionmae.runs.events import Kind, Phase, read_rows
+from motionmae.training import trainer as module
+from motionmae.training.nonfinite import SkippedStep
 from motionmae.training.state import TrainState
 from motionmae.training.trainer import Trainer
+from motionmae.training.validation.validator import Validated
+from motionmae.training.validation_record import ValidationRecord
 from tests.training.launch import run_ranks
+from tests.training.replacements import NOTHING, STOP, Told, a_trainer
 from tests.training.run_workers import pretrain_and_count_waits, pretrain_without_memory
 from tests.training.shards import STEPS, make_shards, tiny_run
 
 ROWS = 3
+LOSS = SkippedStep("loss", [1], [17, 42])
+
+
+def test_clips_of_a_step_count_each_repetition_of_a_video(tmp_path: Path):
+    trainer = a_trainer(tmp_path, Told(), data={"repeated_sampling": 2})
+    assert trainer.metrics.clips_per_step == 12  # 6 videos, twice
+    assert trainer.total_steps == 9
+
+
+def test_a_run_is_done_at_its_last_step_or_after_early_stopping(tmp_path: Path):
+    trainer = a_trainer(tmp_path, Told())
+    found = []
+    for trainer.state.step in (3, 4, 8, 9):
+        found.append((trainer.done, trainer.is_due(2)))
+    assert found == [(False, False), (False, True), (False, True), (True, True)]
+    trainer.state.step, trainer.validator = 3, Mock(stops_early=lambda record: record.waited == 2)
+    trainer.state.validation = ValidationRecord(waited=2)
+    assert (trainer.done, trainer.is_due(2)) == (True, True)
+    trainer.state.validation = ValidationRecord(waited=1)
+    assert not trainer.done
+
+
+def test_a_row_has_the_figures_of_a_validation_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    told = Told()
+    trainer = a_trainer(tmp_path, told)
+    monkeypatch.setattr(module, "gather_objects", lambda mine: [mine])
+    trainer.metrics = Mock(row=lambda state, result: {"step": state.step})
+    trainer.unlogged_figures = {"val_top1": 50.0}
+    trainer.log_step(None)
+    trainer.memory_copies.newest = 3
+    trainer.log_step(None)
+    rows = [{"step": 4, "memory_copy_step": 0, "val_top1": 50.0}, {"step": 4, "memory_copy_step": 3}]
+    assert told.calls == [("on_log", row) for row in rows]
+    assert [{key: row[key] for key in rows[n]} for n, row in enumerate(told.rows)] == rows
+
+
+def test_an_owed_validation_comes_before_the_first_step_and_is_saved(tmp_path: Path):
+    trainer = a_trainer(tmp_path, Told())
+    trainer.save, trainer.validate = Mock(), Mock(return_value=Validated(ValidationRecord(), STOP))
+    assert trainer.validate_owed() == NOTHING
+    trainer.state.validation = ValidationRecord(owed=True)
+    assert trainer.validate_owed() == NOTHING  # this attempt has no held-out videos
+    assert not trainer.state.validation.owed
+    trainer.save.assert_not_called()
+    trainer.state.validation, trainer.validator = ValidationRecord(owed=True), Mock()
+    assert trainer.validate_owed() == STOP
+    assert not trainer.state.validation.owed
+    trainer.save.assert_called_once_with(STOP)
+    trainer.validate.assert_called_once_with(trainer.validator, NOTHING)
+
+
+def test_a_validation_keeps_the_record_before_it_and_its_time_is_its_own(tmp_path: Path):
+    told = Told()
+    trainer = a_trainer(tmp_path, told)
+    before, after = ValidationRecord(2, Best(2, "top1", 50.0)), ValidationRecord(4, Best(2, "top1", 50.0), waited=1)
+    trainer.state.validation, trainer.timer = before, Mock()
+    answer = Validated(after, STOP, {"val_top1": 40.0})
+    validator = Mock(run=Mock(return_value=answer), stops_early=lambda record: record.waited >= 1)
+    trainer.validator = validator
+    assert trainer.validate(validator, NOTHING) is answer
+    validator.run.assert_called_once_with(4, before, NOTHING, trainer.stop_requests)
+    assert (trainer.former_record, trainer.state.validation) == (before, after)
+    assert trainer.unlogged_figures == {"val_top1": 40.0}
+    assert [call.args[0] for call in trainer.timer.enter.call_args_list] == [Phase.VALIDATION, Phase.OTHER]
+    trainer.checkpointer.wait.assert_called_once_with()
+    assert told.lines == ["early stopping at step 4: no validation exceeded top1 50 of step 2"]
+
+
+@pytest.mark.parametrize(("step", "due", "validates"), [(4, True, True), (4, False, False), (9, False, True)])
+def test_validations_are_due_at_their_steps_and_at_the_last(step: int, due: bool, validates: bool, tmp_path: Path):
+    trainer = a_trainer(tmp_path, Told())
+    trainer.state.step, trainer.validate = step, Mock()
+    trainer.validator = Mock(is_due=lambda step: due, stops_early=lambda record: False)
+    found = trainer.validate_if_due(STOP)
+    assert trainer.validate.called == validates
+    assert validates or found == Validated(trainer.state.validation, STOP)
+
+
+class Fit:
+    """What :meth:`Trainer.fit` does from step 4 on; a step, a save and so on only say that they were called."""
+
+    def __init__(self, trainer: Any, requests: dict[int, Request], best: int = 0) -> None:
+        self.trainer, self.requests, self.best = trainer, requests, best
+        self.done: list[str] = []
+        trainer.validate_owed = lambda: NOTHING
+        trainer.train_step = self.train_step
+        trainer.stop_requests.finish_sync = lambda: requests.get(trainer.state.step, NOTHING)
+        trainer.validate_if_due = self.validate_if_due
+        for name in ("log_step", "copy_to_memory", "save", "end"):
+            setattr(trainer, name, self.note(name))
+
+    def train_step(self, batches: Any) -> None:
+        self.trainer.state.step += 1
+
+    def validate_if_due(self, request: Request) -> Validated:
+        is_best = self.trainer.state.step == self.best
+        return Validated(ValidationRecord(), request, is_best=is_best)
+
+    def note(self, name: str) -> Callable[..., None]:
+        def call(value: Any = None) -> None:
+            self.done.append(f"{name} {getattr(value, 'value', self.trainer.state.step)}")
+
+        return call
+
+
+def test_what_a_run_does_after_each_step(tmp_path: Path):
+    """From step 4: rows at multiples of 3, saves of 5, copies to memory of 2; the last step is 9."""
+    trainer = a_trainer(tmp_path, told := Told(), log={"every_steps": 3}, checkpoint={"every_steps": 5})
+    trainer.memory_copies.is_due = lambda step: step % 2 == 0
+    fit = Fit(trainer, {7: Request(None, save=True)}, best=6)
+    assert trainer.fit() is EndReason.FINISHED
+    assert fit.done == ["save 5", "log_step 6", "save 6", "save 7", "copy_to_memory 8", "log_step 9", "save 9",
+                        "end finished"]  # fmt: skip
+    (first,) = told.events
+    assert (first["kind"], first["step"]) == ("first_step", 5)
+    assert 0 <= first["seconds"] < first["since_process_start"]
+    assert told.calls == [("on_train_start",)]
+    assert trainer.stop_requests.begin_sync.call_count == 5
+    assert trainer.checkpointer.poll.call_count == trainer.memory_copies.poll.call_count == 5
+    assert trainer.timer.steps == 5
+
+
+@pytest.mark.parametrize(
+    ("step", "owed", "reason"),
+    [(6, False, "preempted"), (9, False, "finished"), (9, True, "preempted")],  # a request at the last step
+)
+def test_a_request_to_stop_logs_and_saves_the_step_and_ends(step: int, owed: bool, reason: str, tmp_path: Path):
+    trainer = a_trainer(tmp_path, Told(), log={"every_steps": 100}, checkpoint={"every_steps": 100})
+    trainer.memory_copies.is_due = lambda step: True
+    trainer.state.validation = ValidationRecord(owed=owed)
+    trainer.state.step = step - 1
+    fit = Fit(trainer, {step: STOP})
+    assert trainer.fit() == reason
+    assert fit.done == [f"log_step {step}", f"save {step}", f"end {reason}"]
+
+
+def test_unlogged_figures_make_a_row(tmp_path: Path):
+    trainer = a_trainer(tmp_path, Told(), log={"every_steps": 100}, checkpoint={"every_steps": 100})
+    trainer.unlogged_figures, trainer.state.step = {"val_loss": 1.0}, 7
+    fit = Fit(trainer, {})
+    trainer.fit()
+    assert fit.done[0] == "log_step 8"
+
+
+def test_a_skipped_step_is_neither_logged_nor_saved_once_too_many_were(tmp_path: Path):
+    trainer = a_trainer(tmp_path, Told(), log={"every_steps": 1}, checkpoint={"every_steps": 1})
+    fit = Fit(trainer, {})
+    trainer.engine.applied = False
+    skipped = {5: None, 6: LOSS}
+    trainer.count_skipped = lambda result: skipped.get(trainer.state.step)
+    trainer.rollback = lambda skipped, request: setattr(trainer.state, "step", 8) or iter([])
+    trainer.fit()
+    assert fit.done == ["log_step 5", "save 5", "log_step 9", "save 9", "end finished"]
 
 
 def test_the_host_waits_in_the_optimizer_and_at_rows_of_metrics(tmp_path: Path):

@@ -87,3 +87,9 @@ def test_windows_that_an_index_may_not_have_are_damage(tmp_path):
 def test_an_absent_shard_holds_nothing(tmp_path):
     old = StoredSamples(tmp_path / "a.tar")
     assert (old.exists, old.is_whole, old.read("0"), old.may_hold("0")) == (False, True, None, False)
+
+
+def test_an_index_without_its_shard_holds_nothing(tmp_path):
+    shard = write(tmp_path / "a.tar")
+    shard.unlink()
+    assert not StoredSamples(shard).may_hold("00000000")

@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 import simplejpeg
+from PIL import Image
 
 from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo
 from motionmae.data.video.open_video import CONTAINERS, RAW_STREAMS, SOUND, RefusedFormat, note_on_outside, open_video
@@ -192,3 +193,67 @@ def test_videos_outside_of_their_folder_are_noted(folder: Path, private: Path):
     for path in outside:
         assert note_on_outside(folder, [inside, path]).startswith(f"1 of the videos are outside of {folder}, by links")
     assert note_on_outside(folder, outside).endswith(f"the first is {outside[0]}")
+
+
+def write_still(path: Path, brand: bytes) -> Path:
+    """Give a video the major brand of a picture, in its box `ftyp`."""
+    video = write_video(path.with_suffix(".mp4"), draw_frames(3))
+    content = bytearray(video.read_bytes())
+    assert content[4:8] == b"ftyp"
+    content[8:12] = brand
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("brand", [b"avif", b"heic", b"heix", b"heif", b"mif1"])
+def test_a_picture_in_the_container_of_mp4_is_refused_but_where_pictures_are_asked_for(folder: Path, brand: bytes):
+    path = write_still(folder / "still.heic", brand)
+    with pytest.raises(RefusedFormat, match=r"^it is a picture \(AVIF or HEIF\)$"):
+        open_video(path)
+    with open_video(path, pictures=True) as container:
+        assert container.metadata["major_brand"] == brand.decode()
+
+
+@pytest.mark.parametrize("brand", [b"avis", b"hevc", b"msf1", b"isom"])
+def test_animated_pictures_are_videos(folder: Path, brand: bytes):
+    with open_video(write_still(folder / "moving.heic", brand)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 3
+
+
+def test_pictures_open_as_videos_of_one_frame_only_where_they_are_asked_for(folder: Path):
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
+    for ending in ("png", "webp", "bmp", "tiff"):
+        Image.fromarray(pixels).save(folder / f"p.{ending}")
+    (folder / "p.jpg").write_bytes(simplejpeg.encode_jpeg(pixels))
+    (folder / "%03d.jpg").write_bytes(simplejpeg.encode_jpeg(pixels))
+    (folder / "001.jpg").write_bytes(simplejpeg.encode_jpeg(pixels[:8]))
+    for name in ("p.png", "p.webp", "p.bmp", "p.tiff", "p.jpg", "%03d.jpg"):
+        with open_video(folder / name, pictures=True) as container:
+            assert [(frame.width, frame.height) for frame in container.decode(video=0)] == [(32, 24)]
+        with pytest.raises((RefusedFormat, av.FFmpegError)):
+            open_video(folder / name)
+    with open_video(write_video(folder / "v.mp4", draw_frames(3)), pictures=True) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 3
+    with pytest.raises(FileNotFoundError):
+        open_video(folder / "absent.jpg", pictures=True)
+    with pytest.raises(RefusedFormat):
+        open_video(playlist(folder / "list.m3u8", "x.ts"), pictures=True)
+
+
+def test_a_name_like_a_protocol_and_a_title_that_is_no_utf_8_open(folder: Path):
+    path = write_video(folder / "v.mp4", draw_frames(3)).rename(folder / "http:a.mp4")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with open_video(Path("http:a.mp4")) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 3
+    with av.open(str(folder / "t.avi"), "w") as container:
+        container.metadata["title"] = "caf?"
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (folder / "t.avi").write_bytes((folder / "t.avi").read_bytes().replace(b"caf?", b"caf\xe9"))
+    with open_video(folder / "t.avi") as container:
+        assert container.metadata["title"] == "caf\ufffd"
+    assert path.exists()

@@ -14,6 +14,7 @@ from data_tools.make_shards.records import load_records
 from data_tools.make_shards.retry import begin_retry
 from data_tools.make_shards.shard_plan import make_plan
 from motionmae.data.open_shards import open_reader
+from motionmae.data.shards import publish
 from tests.commands.functions import verify
 from tests.data_tools.make_shards.in_process import InProcessDecoder, decode_video
 from tests.data_tools.make_shards.runs import fingerprint, make, quarantine, run_on_full_disk
@@ -352,3 +353,35 @@ def test_a_better_original_replaces_a_shorter_sample(made, tmp_path):
     lose_record(out, out / "train-000000.tar")
     assert rerun(videos, out) == 0
     assert shard_bytes(out) == shard_bytes(made[1])
+
+
+@pytest.mark.parametrize("again", [rerun, retry])
+def test_the_manifest_is_gone_before_a_shard_is_replaced(made, monkeypatch, again):
+    """A reader must not take the folder for complete while shards are made again."""
+    videos, out = made
+    for shard in out.glob("*.tar"):
+        os.truncate(shard, shard.stat().st_size // 2)
+    seen = []
+    replace = publish.publish
+
+    def note(shard, index):
+        seen.append((shard.name, (out / "manifest.json").exists()))
+        replace(shard, index)
+
+    monkeypatch.setattr("motionmae.data.shards.format.publish", note)
+    assert again(videos, out) == 0
+    assert sorted(seen) == [("train-000000.tar", False), ("train-000001.tar", False)]
+    assert (out / "manifest.json").exists()
+
+
+def test_a_run_that_replaces_no_shard_keeps_the_manifest(made, monkeypatch):
+    videos, out = made
+    before = (out / "manifest.json").stat().st_mtime_ns
+    lose_record(out, out / "train-000000.tar")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data_tools.make_shards.cli.finish", stop)
+    assert retry(videos, out) == 130
+    assert (out / "manifest.json").stat().st_mtime_ns == before

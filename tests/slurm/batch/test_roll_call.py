@@ -1,6 +1,8 @@
 import asyncio
+import errno
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -9,10 +11,11 @@ from collections.abc import Callable
 import pytest
 
 from slurm.batch import member as member_module
+from slurm.batch import roll_call as roll_call_module
 from slurm.batch.connections import own_address
 from slurm.batch.member import Membership, end_predecessors, start_ticks
 from slurm.batch.node_choice import choose_nodes
-from slurm.batch.protocol import Invitation, Process, new_token
+from slurm.batch.protocol import Assignment, Challenge, Hello, Invitation, Process, Report, line, new_token, proof
 from slurm.batch.roll_call import RollCall
 
 
@@ -76,6 +79,149 @@ def test_the_end_of_the_job_leaves_no_traceback_of_a_process_that_has_just_calle
 
     asyncio.run(run())
     assert faults == []
+
+
+def test_nobody_can_call_after_the_end_of_the_job() -> None:
+    seen: list[tuple[str, int]] = []
+
+    async def run() -> None:
+        roll_call = RollCall(5, lambda: None)
+        async with roll_call.listening("127.0.0.1"):
+            seen.append((roll_call.host, roll_call.port))
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(roll_call.host, roll_call.port)
+
+    asyncio.run(run())
+    assert seen[0][0] == "127.0.0.1"
+    assert seen[0][1] > 0
+
+
+def test_every_change_of_a_member_is_announced() -> None:
+    """The supervisor would otherwise see it only when it looks again, a second later."""
+    seen: list[list[tuple[bool, int | None, bool]]] = []
+
+    async def run() -> RollCall:
+        roll_call = RollCall(5, lambda: seen.append([(m.trains, m.status, m.gone) for m in roll_call.members]))
+        async with roll_call.listening("127.0.0.1"):
+            await asyncio.to_thread(visit, roll_call)
+            while not roll_call.members[0].gone:
+                await asyncio.sleep(0.01)
+        return roll_call
+
+    def visit(roll_call: RollCall) -> None:
+        membership = Membership(_invitation(roll_call))
+        for count, report in enumerate((Report(what="trains"), Report(what="leaves", status=77)), start=1):
+            while len(seen) < count:
+                time.sleep(0.01)
+            membership._report(report)
+        while len(seen) < 3:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        membership._connection.shutdown(socket.SHUT_RDWR)
+        membership._lines.close()
+        membership._connection.close()
+
+    began = time.monotonic()
+    roll_call = asyncio.run(run())
+    assert seen == [[(False, None, False)], [(True, None, False)], [(True, 77, False)], [(True, 77, True)]]
+    (member,) = roll_call.members
+    assert began < member.ended_at <= time.monotonic() - 0.05  # its word, not the end of its connection
+    assert not member.lost
+
+
+def test_a_process_that_ends_without_a_word_has_the_time_of_its_end() -> None:
+    def visit(roll_call: RollCall) -> None:
+        membership = Membership(_invitation(roll_call))
+        membership._lines.close()
+        membership._connection.close()
+
+    began = time.monotonic()
+    (member,) = _serve(visit).members
+    assert began < member.ended_at < time.monotonic()
+    assert (member.trains, member.status) == (False, None)
+    member.send(Assignment())  # to nobody: no error
+
+
+@pytest.mark.parametrize(("number", "lost"), [(errno.ETIMEDOUT, True), (errno.ECONNRESET, False)])
+def test_a_node_is_lost_if_its_kernel_does_not_answer(number: int, lost: bool) -> None:
+    def visit(roll_call: RollCall) -> None:
+        membership = Membership(_invitation(roll_call))
+        while not roll_call.members:
+            time.sleep(0.01)
+        transport = roll_call.members[0].writer.transport
+        error = OSError(number, os.strerror(number))
+        transport._loop.call_soon_threadsafe(transport.get_protocol().connection_lost, error)  # type: ignore[attr-defined]
+        while not roll_call.members[0].gone:
+            time.sleep(0.01)
+        membership._lines.close()
+        membership._connection.close()
+
+    (member,) = _serve(visit).members
+    assert member.lost is lost
+
+
+def test_the_supervisor_notices_a_lost_node_after_the_heartbeat() -> None:
+    found: list[int] = []
+
+    def visit(roll_call: RollCall) -> None:
+        membership = Membership(_invitation(roll_call))
+        while not roll_call.members:
+            time.sleep(0.01)
+        connection = roll_call.members[0].writer.get_extra_info("socket")
+        found.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+        membership._lines.close()
+        membership._connection.close()
+
+    _serve(visit)
+    assert found == [5000]  # ms
+
+
+@pytest.mark.parametrize(("second", "members"), [("node3", 1), ("node4", 2)])
+def test_a_process_counts_once(second: str, members: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of processes repeat between nodes."""
+
+    def visit(roll_call: RollCall) -> None:
+        first = Membership(_invitation(roll_call))
+        monkeypatch.setenv("SLURMD_NODENAME", second)
+        other = Membership(_invitation(roll_call))
+        time.sleep(0.1)
+        for membership in (first, other):
+            membership._lines.close()
+            membership._connection.close()
+
+    found = _serve(visit).members
+    assert [member.node for member in found] == ["node3", second][:members]
+
+
+def test_a_silent_connection_is_refused_in_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert roll_call_module.GREETING_SECONDS == 20
+    monkeypatch.setattr(roll_call_module, "GREETING_SECONDS", 0.05)
+
+    def visit(roll_call: RollCall) -> None:
+        with member_module.connect(roll_call.host, roll_call.port) as connection:
+            connection.settimeout(30)
+            assert connection.recv(1000).startswith(b'{"nonce":')
+            assert connection.recv(1000) == b""
+
+    assert _serve(visit).members == []
+    assert "a connection to the roll call was refused (TimeoutError)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("size", "members"), [(4096, 1), (4097, 0)])
+def test_a_first_line_has_at_most_4096_bytes(size: int, members: int) -> None:
+    def visit(roll_call: RollCall) -> None:
+        with member_module.connect(roll_call.host, roll_call.port) as connection, connection.makefile("rb") as lines:
+            challenge, nonce = Challenge.model_validate_json(lines.readline()), "ef" * 32
+            hello = Hello(
+                node="node3", launch=1, step=0, local_rank=0, process=Process(pid=9, began=1), nonce=nonce,
+                proof=proof(roll_call.token, "process", challenge.nonce, nonce),
+            )  # fmt: skip
+            connection.sendall(line(hello).strip().ljust(size - 1) + b"\n")
+            lines.readline()
+
+    assert len(_serve(visit).members) == members
 
 
 def test_who_does_not_know_the_token_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
