@@ -168,9 +168,19 @@ def requeue_without_supervisor() -> None:
 
 
 def join() -> Membership | None:
-    """Join the roll call; None for a process that no supervisor has started."""
+    """Join the roll call; None for a process that no supervisor has started.
+
+    Raises:
+        ConnectionError: the supervisor does not answer, and the job has ended or is requeued.
+    """
     text = os.environ.pop(VARIABLE, "")  # not for child processes
-    return Membership(parse_json(text.encode(), Invitation)) if text else None
+    if not text:
+        return None
+    try:
+        return Membership(parse_json(text.encode(), Invitation))
+    except ConnectionError:  # the batch host may have been lost since it started this step
+        requeue_without_supervisor()
+        raise
 
 
 def connect(host: str, port: int) -> socket.socket:

@@ -245,6 +245,18 @@ def test_a_process_that_no_supervisor_started_joins_nothing(monkeypatch: pytest.
     assert member.join() is None
 
 
+def test_a_process_that_cannot_reach_the_supervisor_requeues_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch host was lost after it had started the step."""
+    invitation = Invitation(host="127.0.0.1", port=9, token="a" * 64, launch=1, standby=True, heartbeat_seconds=5)
+    monkeypatch.setenv(VARIABLE, invitation.model_dump_json())
+    monkeypatch.setattr(member, "CONNECT_SECONDS", 0.0)
+    asked: list[str] = []
+    monkeypatch.setattr(member, "requeue_without_supervisor", lambda: asked.append("requeue"))
+    with pytest.raises(ConnectionError, match="cannot be reached"):
+        member.join()
+    assert asked == ["requeue"]
+
+
 def test_only_the_first_step_is_reported_and_the_end_with_its_status(supervisor: Supervisor) -> None:
     one = supervisor.member()
     for kind in (Kind.START, Kind.READY, Kind.FIRST_STEP, Kind.CHECKPOINT):
