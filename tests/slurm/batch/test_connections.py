@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from slurm.batch import connections
+from slurm.batch import connections, member
 from slurm.batch.connections import is_lost, keep_alive, own_address
+from slurm.batch.protocol import new_token
 
 OPTIONS = (
     socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT,
@@ -72,3 +73,42 @@ def test_the_address_is_that_of_the_network_to_the_other_nodes(
     monkeypatch.setattr(connections.socket, "gethostbyname", lambda name: "192.0.2.7" if name == host else "0.0.0.0")
     assert own_address(nodes) == address
     assert looked_up == asked
+
+
+def test_a_supervisor_that_listens_late_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[tuple[object, object]] = []
+    here, there = socket.socketpair()
+    here.settimeout(5)
+
+    def create(address: tuple[str, int], timeout: float) -> socket.socket:
+        tries.append((address, timeout))
+        if len(tries) < 3:
+            raise ConnectionRefusedError("refused")
+        return here
+
+    now = [0.0]
+    monkeypatch.setattr(member.socket, "create_connection", create)
+    monkeypatch.setattr(member.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(member.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    with here, there:
+        assert member.connect("10.0.0.1", 99) is here
+        assert here.gettimeout() is None  # an assignment may come after days
+    assert tries == [(("10.0.0.1", 99), 5)] * 3
+    assert now == [1.0]
+
+
+def test_a_supervisor_that_does_not_listen_is_given_up_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(member.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(member.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(ConnectionError, match=f"at 127.0.0.1:{port} cannot be reached"):
+        member.connect("127.0.0.1", port)
+    assert now == [60.5]
+
+
+def test_two_tokens_differ() -> None:
+    one, two = new_token(), new_token()
+    assert one != two
+    assert len(bytes.fromhex(one)) == 32

@@ -28,7 +28,6 @@ from slurm.batch.protocol import (
     Report,
     Welcome,
     line,
-    new_token,
     proof,
 )
 from tests.slurm.batch.controller import NO_ANSWER, RUNNING, Controller
@@ -342,39 +341,6 @@ def test_one_process_of_a_node_requeues_the_job(
     assert (controller.calls, sleeps) == ([], [])
 
 
-def test_a_supervisor_that_listens_late_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    tries: list[tuple[object, object]] = []
-    here, there = socket.socketpair()
-    here.settimeout(5)
-
-    def create(address: tuple[str, int], timeout: float) -> socket.socket:
-        tries.append((address, timeout))
-        if len(tries) < 3:
-            raise ConnectionRefusedError("refused")
-        return here
-
-    now = [0.0]
-    monkeypatch.setattr(member.socket, "create_connection", create)
-    monkeypatch.setattr(member.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(member.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
-    with here, there:
-        assert member.connect("10.0.0.1", 99) is here
-        assert here.gettimeout() is None  # an assignment may come after days
-    assert tries == [(("10.0.0.1", 99), 5)] * 3
-    assert now == [1.0]
-
-
-def test_a_supervisor_that_does_not_listen_is_given_up_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(member.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(member.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    with pytest.raises(ConnectionError, match=f"at 127.0.0.1:{port} cannot be reached"):
-        member.connect("127.0.0.1", port)
-    assert now == [60.5]
-
-
 PLACE = """
 import json, os
 from slurm.batch.member import take_place
@@ -440,22 +406,3 @@ def test_names_of_processes_and_threads_are_shown_by_the_kernel() -> None:
     assert names == ["watcher 1"]
     with pytest.raises(AssertionError):
         member.name_process("two words")
-
-
-@pytest.mark.parametrize("lowest", [True, False])
-def test_only_a_standby_prepares_at_the_lowest_priority(lowest: bool) -> None:
-    found: list[int] = []
-    before = os.getpriority(os.PRIO_PROCESS, os.getpid())
-    thread = threading.Thread(
-        target=member._at_priority,
-        args=(lowest, lambda: found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))),
-    )
-    thread.start()
-    thread.join()
-    assert found == [19 if lowest else before]
-
-
-def test_two_tokens_differ() -> None:
-    one, two = new_token(), new_token()
-    assert one != two
-    assert len(bytes.fromhex(one)) == 32

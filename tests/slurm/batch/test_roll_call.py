@@ -281,6 +281,19 @@ def test_the_preparation_of_a_standby_gives_way_to_training_but_the_process_does
     assert os.getpriority(os.PRIO_PROCESS, os.getpid()) == before
 
 
+@pytest.mark.parametrize("lowest", [True, False])
+def test_only_a_standby_prepares_at_the_lowest_priority(lowest: bool) -> None:
+    found: list[int] = []
+    before = os.getpriority(os.PRIO_PROCESS, os.getpid())
+    thread = threading.Thread(
+        target=member_module._at_priority,
+        args=(lowest, lambda: found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))),
+    )
+    thread.start()
+    thread.join()
+    assert found == [19 if lowest else before]
+
+
 @pytest.mark.parametrize(
     ("held", "avoided", "counts", "chosen"),
     [
