@@ -11,6 +11,7 @@ from timm.data.mixup import Mixup
 
 from motionmae.checkpointing.load_weights import load_state
 from motionmae.config import Config, FinetuneConfig
+from motionmae.data.loader import Batch
 from motionmae.data.open_shards import load_manifest
 from motionmae.errors import UserError
 from motionmae.evaluation.load_model import load_finetuned
@@ -20,6 +21,7 @@ from motionmae.models.motionmae import build_motionmae
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import drop_repeated, read_rows
+from motionmae.training import finetune
 from motionmae.training.finetune import ClipMixup, Finetuning
 from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks, wait_until
@@ -186,3 +188,68 @@ def test_mixing_clips_equals_timm_on_frames_as_channels():
         assert torch.equal(targets, same)
         kinds.add(bool((mixed == clips).any()))
     assert kinds == {True, False}  # both CutMix, which keeps pixel values, and mixup occurred
+
+
+class LinearEngine:
+    """An engine whose logits are those of a table, whatever the clips."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.logits, self.clips = logits, torch.empty(0)
+
+    def __call__(self, clips: torch.Tensor) -> torch.Tensor:
+        self.clips = clips
+        return self.logits
+
+
+def test_the_loss_of_fine_tuning_is_smoothed_cross_entropy(shards: Path, tmp_path: Path):
+    """Worked by hand: (1 - s) times the loss of the class, plus s times the mean loss of all classes."""
+    settings = {**PROBE, "mode": "full", "label_smoothing": 0.3}
+    task = Finetuning(run_of(shards, tmp_path, finetune=settings))
+    assert not task.build_model(load_manifest(shards), None).frozen
+    logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]], dtype=torch.bfloat16)
+    labels = torch.tensor([0, 2])
+    batch = Batch(torch.zeros(2, 4, 32, 32, 3, dtype=torch.uint8), labels, labels, labels, None)
+    engine = LinearEngine(logits)
+    (loss,) = task.forward(engine, batch)  # type: ignore[arg-type]
+    negative = -logits.double().log_softmax(1)
+    expected = (0.7 * negative[[0, 1], labels] + 0.3 * negative.mean(1)).mean()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert (engine.clips.dtype, loss.dtype) == (torch.uint8, torch.float32)
+
+
+def test_mixed_clips_have_soft_labels(shards: Path, tmp_path: Path):
+    task = Finetuning(run_of(shards, tmp_path, finetune={"mixup": 0.8, "cutmix": 0.0, "label_smoothing": 0.1}))
+    task.build_model(load_manifest(shards), None)
+    logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]])
+    labels = torch.tensor([0, 2])
+    clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = Batch(clips, labels, labels, labels, None)
+    engine = LinearEngine(logits)
+    np.random.seed(3)
+    (loss,) = task.forward(engine, batch)  # type: ignore[arg-type]
+    np.random.seed(3)
+    options = {"mixup_alpha": 0.8, "cutmix_alpha": 0.0, "label_smoothing": 0.1, "num_classes": 3}
+    mixed, targets = ClipMixup(**options)(clips.float(), labels)
+    assert torch.equal(engine.clips, mixed)
+    assert float(loss) == pytest.approx(float(-(targets * logits.log_softmax(1)).sum(1).mean()), rel=1e-5)
+    assert (clips == batch.clips).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "saved", "resolved"),
+    [
+        ({"init": "somewhere"}, None, True),
+        ({"init": "somewhere"}, {}, False),  # a resume
+        ({"init": "scratch"}, None, False),
+        ({**PROBE, "init": "somewhere"}, None, False),
+    ],
+)
+def test_a_checkpoint_is_chosen_once_for_a_new_run_with_an_encoder_that_learns(
+    settings: dict[str, Any], saved: dict[str, Any] | None, resolved: bool, shards: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    asked: list[str] = []
+    monkeypatch.setattr(finetune, "run_on_rank_zero", lambda rank, action: action())
+    monkeypatch.setattr(finetune, "resolve_checkpoint", lambda init: asked.append(init) or "chosen")
+    Finetuning(run_of(shards, tmp_path, finetune=settings)).choose_weights(None, saved)  # type: ignore[arg-type]
+    assert asked == (["somewhere"] if resolved else [])

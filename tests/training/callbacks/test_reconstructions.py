@@ -1,6 +1,7 @@
 """Reconstructions of real runs, drawn by the real process."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ from motionmae.runs.events import EventLog, drop_repeated, read_rows
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.setup import run_training
 from tests.training.launch import run_ranks, wait_until
+from tests.training.replacements import Told
 from tests.training.shards import STEPS, make_shards, tiny_run
 
 
@@ -101,3 +103,99 @@ class TestReconstructionCallback:
         fields = callback.poll(60)
         assert fields is not None
         return fields
+
+
+class Painter:
+    """A process that draws, which ends with ``status`` when a test lets it."""
+
+    def __init__(self, status: int | None) -> None:
+        self.status, self.killed = status, False
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.status is None and not self.killed:
+            raise subprocess.TimeoutExpired("reconstruct", timeout or 0.0)
+        return self.status or 0
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+class Drawn:
+    """A callback whose processes are drawings, and what it told."""
+
+    def __init__(self, folder: Path, every: int, monkeypatch: pytest.MonkeyPatch, *statuses: int | None) -> None:
+        self.folder, self.told = RunFolder(folder / "run"), Told()
+        self.folder.create()
+        self.callback = ReconstructionCallback(self.folder, every, EventLog("a", [self.told]), self.told.lines.append)
+        self.drawings = [Painter(status) for status in statuses]
+        self.started: list[tuple[int, int]] = []
+        monkeypatch.setattr(self.callback, "_start", self.start)
+
+    def start(self, step: int, niceness: int) -> Painter:
+        self.started.append((step, niceness))
+        return self.drawings[len(self.started) - 1]
+
+    def events(self) -> list[dict[str, object]]:
+        return [{key: row[key] for key in ("kind", "step", "path", "error") if key in row} for row in self.told.events]
+
+
+def test_one_picture_at_a_time_is_drawn_and_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn = Drawn(tmp_path, 10, monkeypatch, None, 0)
+    callback = drawn.callback
+    for step in (5, 9, 10, 20):
+        callback.on_save(step)
+    callback.on_log({})
+    assert (drawn.started, drawn.events()) == ([(10, 19)], [])
+    drawn.drawings[0].status = 0
+    callback.on_log({})
+    callback.on_log({})
+    assert drawn.events() == [{"kind": "picture", "step": 10, "path": "reconstructions/step-00000010.png"}]
+    callback.on_save(19)
+    callback.on_save(20)
+    assert drawn.started == [(10, 19), (20, 19)]
+
+
+@pytest.mark.parametrize(("every", "steps"), [(10, [10, 12]), (0, [])])
+def test_the_last_picture_is_drawn_at_full_priority(
+    every: int, steps: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    drawn = Drawn(tmp_path, every, monkeypatch, 0, 0)
+    drawn.callback.on_save(10)
+    drawn.callback.on_train_end(12)
+    assert [step for step, _ in drawn.started] == steps
+    assert [niceness for _, niceness in drawn.started] == [19, 0][: len(steps)]
+    assert [row["step"] for row in drawn.events()] == steps
+
+
+@pytest.mark.parametrize(("text", "error"), [("first\nlast line\n\n", "last line"), ("", "exit status 3")])
+def test_a_failed_picture_is_an_event_and_a_message(
+    text: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    drawn = Drawn(tmp_path, 10, monkeypatch, 3)
+    (drawn.folder.logs / "reconstruct.log").write_text(text)
+    drawn.callback.on_save(10)
+    drawn.callback.on_log({})
+    assert drawn.events() == [{"kind": "picture", "step": 10, "error": error}]
+    assert drawn.told.lines == [f"the picture of step 10 could not be drawn: {error}"]
+
+
+def test_an_unfinished_picture_is_ended_with_the_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn = Drawn(tmp_path, 10, monkeypatch, None)
+    drawn.callback.close()
+    drawn.callback.on_save(10)
+    drawn.callback.close()
+    assert drawn.drawings[0].killed
+
+
+def test_a_picture_that_cannot_be_started_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    drawn = Drawn(tmp_path, 10, monkeypatch)
+
+    def fail(step: int, niceness: int) -> Painter:
+        raise OSError("no process")
+
+    monkeypatch.setattr(drawn.callback, "_start", fail)
+    drawn.callback.on_save(10)
+    drawn.callback.on_save(10)
+    assert caplog.text.count("the picture of step 10 cannot be drawn (no process); training continues") == 1

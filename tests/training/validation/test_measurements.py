@@ -13,11 +13,14 @@ from motionmae.data.held_out.views import read_views
 from motionmae.data.open_shards import open_reader
 from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.stop_requests import Request
+from motionmae.errors import UserError
 from motionmae.models.classifier import build_classifier
+from motionmae.models.motionmae import Losses
 from motionmae.runs.best_checkpoint import Best
 from motionmae.runs.end_reason import EndReason
-from motionmae.training.validation import rounds
+from motionmae.training.validation import heads, rounds
 from motionmae.training.validation.accuracy import predict, summarise
+from motionmae.training.validation.measure import UnreadableShardsError
 from motionmae.training.validation.nearest import classify_by_neighbours
 from motionmae.training.validation.rounds import in_rounds
 from motionmae.training.validation.validator import StopValidationError
@@ -179,3 +182,70 @@ def test_a_stop_closes_what_reads_the_videos():
     with pytest.raises(StopValidationError):
         in_rounds(2, reading, rank, StoppingPause(), lambda: None)
     assert closed
+
+
+def test_sums_of_heads_by_hand(shards: tuple[Path, Path], tmp_path: Path):
+    """Three clips in groups of two and one; means are over clips, whatever the groups."""
+    config = tiny_run(shards[0], tmp_path, validation={"shards": str(shards[1])})
+    held_out = heads.HeldOutClips(config, str(shards[1]), 17, torch.device("cpu"))
+    assert (held_out.groups, heads.CLIPS) == (3, 8)
+    sizes = {(first, every): [len(batch.seeds) for batch in held_out.read(first, every)]
+             for first, every in ((0, 1), (0, 2), (1, 2))}  # fmt: skip
+    assert sizes == {(0, 1): [8, 8, 1], (0, 2): [8, 1], (1, 2): [8]}
+    sums = [{"space": torch.tensor([6.0, 2.0, 4.0])}, {"space": torch.tensor([3.0, 1.0, 2.0])}]
+    assert {head: mean.tolist() for head, mean in heads.mean_targets(sums).items()} == {"space": [1.5, 0.5]}
+    assert {head: total.tolist() for head, total in heads.add(sums).items()} == {"space": [9.0, 3.0, 6.0]}
+    (batch,) = held_out.read(2, 3)
+    losses = Losses(*torch.tensor([3.0, 2.0, 1.0]))
+    (eight, *_) = held_out.read()
+    assert held_out.sum_losses(eight, lambda *_: losses) == {"total": 24.0, "space": 16.0, "time": 8.0}
+    assert held_out.sum_losses(batch, lambda *_: losses) == {"total": 3.0, "space": 2.0, "time": 1.0}
+
+
+class Measuring:
+    """A replacement for held-out clips that gives the sums of two groups."""
+
+    groups, clips, config = 2, 10, None
+
+    def __init__(self) -> None:
+        self.baselines = 0
+
+    def sum_targets(self, batch: int) -> dict[str, torch.Tensor]:
+        return {"space": torch.tensor([1.0, 2.0])}
+
+    def sum_baselines(self, batch: int, means: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.baselines += 1
+        assert means["space"].tolist() == [0.5]
+        return {"space": torch.tensor(20.0)}
+
+    def sum_losses(self, batch: int, forward: object) -> dict[str, torch.Tensor]:
+        return {"total": torch.tensor(15.0), "space": torch.tensor(5.0), "time": torch.tensor(0.0)}
+
+    def read(self, first: int, every: int) -> Generator[int, None, None]:
+        yield from range(first, self.groups, every)
+
+
+def test_figures_of_heads_and_baselines_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rounds, "gather_objects", lambda mine: [mine])
+    rank = DistributedContext(rank=0, local_rank=0, world=1, device=torch.device("cpu"))
+    measurement = heads.HeadLosses(tiny_run(tmp_path, tmp_path), rank, sharded=False)
+    measurement._held_out = clips = Measuring()  # type: ignore[assignment]
+    for _ in range(2):
+        found = measurement.measure(None, Mock())  # type: ignore[arg-type]
+        assert found.figures == pytest.approx({"loss": 3.0, "loss_space": 1.0, "explained_space": 0.75})
+        assert (found.videos, found.missing) == (10, 0)
+    assert clips.baselines == 2  # of two groups, in the first validation only
+
+
+def test_clips_that_cannot_be_read_end_the_measurement_on_every_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Gone(Measuring):
+        def read(self, first: int, every: int) -> Generator[int, None, None]:
+            yield 0
+            raise UserError("the disk is gone")
+
+    monkeypatch.setattr(rounds, "gather_objects", lambda mine: [mine])
+    rank = DistributedContext(rank=0, local_rank=0, world=1, device=torch.device("cpu"))
+    measurement = heads.HeadLosses(tiny_run(tmp_path, tmp_path), rank, sharded=False)
+    measurement._held_out = Gone()  # type: ignore[assignment]
+    with pytest.raises(UnreadableShardsError, match="the disk is gone"):
+        measurement.measure(None, Mock())  # type: ignore[arg-type]
