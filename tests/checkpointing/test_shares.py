@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,3 +173,19 @@ def test_pieces_of_a_message_have_at_most_64_mib_and_errors_are_described():
     assert [len(piece) for piece in _pieces(files)] == [3, 64 << 20, 1]
     assert _describe(OSError(28, "No space left on device", "/x")) == "No space left on device"
     assert _describe(OSError("it needs more")) == "it needs more"
+
+
+def test_the_thread_of_a_copy_yields_to_training_alone():
+    """Linux keeps a nice value for each thread."""
+    found: list[int] = []
+
+    def work() -> None:
+        memory_copies._yield_to_training()
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [10] or (found == [before] and before > 10)  # only root may lower a nice value
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
