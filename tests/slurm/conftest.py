@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from slurm.job_state import JobRecord
-from tests.slurm.jobs import Starter, start_job
+from tests.slurm.fakes.jobs import Starter, start_job
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from PIL import Image
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, drop_repeated, read_rows
 from slurm import code_snapshot
-from tests.slurm.jobs import ROOT
+from tests.slurm.fakes.jobs import ROOT
 
 
 def _demo(code: Path) -> str:

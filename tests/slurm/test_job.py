@@ -12,7 +12,7 @@ from submitit.core.utils import UncompletedJobError
 from motionmae.config import load_config
 from slurm import job, scontrol
 from slurm.job import TrainJob, rendezvous
-from tests.slurm.batch.controller import Controller
+from tests.slurm.fakes.controller import Controller
 
 _SLURM = {
     "SUBMITIT_EXECUTOR": "slurm",

@@ -11,8 +11,8 @@ from motionmae.errors import UserError
 from slurm import job_state, scontrol, submission
 from slurm.job_state import JobRecord, current_job, follow, state_of, submission_lock
 from slurm.scontrol import JobState, parse_job
-from tests.slurm.batch.controller import NO_ANSWER, REFUSED, Controller
-from tests.slurm.jobs import Starter
+from tests.slurm.fakes.controller import NO_ANSWER, REFUSED, Controller
+from tests.slurm.fakes.jobs import Starter
 
 LOCAL = JobRecord("local", "123", "/logs/123_0_log.out", "/code", 1.0)
 SLURM = JobRecord("slurm", "123", "/logs/123_0_log.out", "/code", 1.0)

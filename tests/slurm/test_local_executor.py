@@ -11,7 +11,7 @@ from motionmae.config import load_config
 from slurm import local_executor
 from slurm.job_state import JobRecord, state_of
 from slurm.local_executor import LocalController
-from tests.slurm.jobs import ROOT, Starter
+from tests.slurm.fakes.jobs import ROOT, Starter
 from tests.training.launch import wait_until
 
 
@@ -117,7 +117,7 @@ def test_a_rank_that_fails_ends_the_others(
 def test_the_job_outlives_the_session_of_the_process_that_submitted_it(tmp_path: Path) -> None:
     text = f"""
 from pathlib import Path
-from tests.slurm.jobs import start_job
+from tests.slurm.fakes.jobs import start_job
 print(start_job(Path({str(tmp_path)!r}), {{0: ["wait", "done"]}}).job_id)
 """
     job_id = subprocess.run([sys.executable, "-c", text], cwd=ROOT, check=True, capture_output=True, text=True).stdout

@@ -10,7 +10,7 @@ import pytest
 from motionmae.errors import UserError
 from slurm import scontrol
 from slurm.scontrol import JobState, expand_nodes, find_job, parse_job, show_job
-from tests.slurm.batch.controller import NO_ANSWER, REFUSED, Controller
+from tests.slurm.fakes.controller import NO_ANSWER, REFUSED, Controller
 
 LINE = (
     "JobId=7 JobName=demo UserId=me(1) QOS=normal JobState=RUNNING Reason=None Dependency=(null) Restarts=3 "

@@ -7,7 +7,7 @@ import pytest
 from slurm import shard
 from tests.commands.functions import submit_shards as main
 from tests.data_tools.videos import draw_frames, write_video
-from tests.slurm.jobs import ROOT
+from tests.slurm.fakes.jobs import ROOT
 
 
 def test_the_dry_run_shows_an_array_and_the_job_after_it(tmp_path, capsys):

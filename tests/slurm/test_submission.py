@@ -23,7 +23,7 @@ from slurm.job_state import JobRecord
 from tests.commands.functions import submit
 from tests.data.shard_server import serving
 from tests.slurm import tiny
-from tests.slurm.jobs import ROOT
+from tests.slurm.fakes.jobs import ROOT
 from tests.training.launch import wait_until
 from tests.training.shards import make_shards
 

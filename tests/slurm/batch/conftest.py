@@ -1,7 +1,7 @@
 import pytest
 
 from slurm import scontrol
-from tests.slurm.batch.controller import Controller
+from tests.slurm.fakes.controller import Controller
 
 
 @pytest.fixture

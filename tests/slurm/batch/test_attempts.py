@@ -22,7 +22,7 @@ from slurm.batch.roll_call import Member
 from slurm.batch.step import Command, Step
 from slurm.batch.step_failure import Failure
 from slurm.batch.supervisor import Settings, Supervisor, burn_step_ids, first_nodes, parse, raise_file_limit
-from tests.slurm.batch.controller import RUNNING, Controller, fail_on
+from tests.slurm.fakes.controller import RUNNING, Controller, fail_on
 
 SHOW = "scontrol show job -o 7"
 KILLED_STATUS = 128 + signal.SIGKILL

@@ -20,7 +20,7 @@ from slurm.batch.excluded_nodes import (
 )
 from slurm.job_state import JobRecord
 from slurm.scontrol import parse_job
-from tests.slurm.batch.controller import PENDING, REFUSED, RUNNING, Controller, fail_on
+from tests.slurm.fakes.controller import PENDING, REFUSED, RUNNING, Controller, fail_on
 from tests.training.launch import wait_until
 
 SHOW, SCRIPT, UP = "scontrol show job -o 7", "scontrol write batch_script 7 -", "sinfo"

@@ -8,7 +8,7 @@ from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
 from slurm.batch.chain import MOST_STALLED, Chain
 from slurm.job_state import JobRecord
-from tests.slurm.batch.controller import REFUSED, Controller
+from tests.slurm.fakes.controller import REFUSED, Controller
 
 WAITS = "JobState=PENDING Reason=Dependency"
 

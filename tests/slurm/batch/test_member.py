@@ -30,7 +30,7 @@ from slurm.batch.protocol import (
     line,
     proof,
 )
-from tests.slurm.batch.controller import NO_ANSWER, RUNNING, Controller
+from tests.slurm.fakes.controller import NO_ANSWER, RUNNING, Controller
 
 TOKEN, NONCE = "ab" * 32, "cd" * 32
 SHOW = "scontrol show job -o 7"
@@ -242,18 +242,6 @@ def test_a_standby_process_has_a_name_a_low_priority_and_a_quiet_end(
 def test_a_process_that_no_supervisor_started_joins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     assert member.join() is None
-
-
-def test_a_process_that_cannot_reach_the_supervisor_requeues_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The batch host was lost after it had started the step."""
-    invitation = Invitation(host="127.0.0.1", port=9, token="a" * 64, launch=1, standby=True, heartbeat_seconds=5)
-    monkeypatch.setenv(VARIABLE, invitation.model_dump_json())
-    monkeypatch.setattr(member, "CONNECT_SECONDS", 0.0)
-    asked: list[str] = []
-    monkeypatch.setattr(member, "requeue_without_supervisor", lambda: asked.append("requeue"))
-    with pytest.raises(ConnectionError, match="cannot be reached"):
-        member.join()
-    assert asked == ["requeue"]
 
 
 def test_only_the_first_step_is_reported_and_the_end_with_its_status(supervisor: Supervisor) -> None:

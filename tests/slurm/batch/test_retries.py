@@ -18,7 +18,7 @@ from slurm.batch.requeue_policy import RequeuePolicy
 from slurm.batch.step_failure import Failure
 from slurm.job_state import JobRecord
 from slurm.scontrol import JobState, parse_job
-from tests.slurm.batch.controller import NO_ANSWER, REFUSED, RUNNING, Controller, fail_on
+from tests.slurm.fakes.controller import NO_ANSWER, REFUSED, RUNNING, Controller, fail_on
 
 SHOW, SCRIPT, REQUEUE = "scontrol show job -o 7", "scontrol write batch_script 7 -", "scontrol requeue 7"
 PENDING = "JobState=PENDING Restarts=1"

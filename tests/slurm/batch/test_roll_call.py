@@ -15,7 +15,18 @@ from slurm.batch import roll_call as roll_call_module
 from slurm.batch.connections import own_address
 from slurm.batch.member import Membership, end_predecessors, start_ticks
 from slurm.batch.node_choice import choose_nodes
-from slurm.batch.protocol import Assignment, Challenge, Hello, Invitation, Process, Report, line, new_token, proof
+from slurm.batch.protocol import (
+    VARIABLE,
+    Assignment,
+    Challenge,
+    Hello,
+    Invitation,
+    Process,
+    Report,
+    line,
+    new_token,
+    proof,
+)
 from slurm.batch.roll_call import RollCall
 
 
@@ -255,6 +266,18 @@ def test_any_other_text_is_refused(text: bytes, capsys: pytest.CaptureFixture[st
 
     assert _serve(visit).members == []
     assert "a connection to the roll call was refused" in capsys.readouterr().out
+
+
+def test_a_process_that_cannot_reach_the_supervisor_requeues_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch host was lost after it had started the step."""
+    invitation = Invitation(host="127.0.0.1", port=9, token="a" * 64, launch=1, standby=True, heartbeat_seconds=5)
+    monkeypatch.setenv(VARIABLE, invitation.model_dump_json())
+    monkeypatch.setattr(member_module, "CONNECT_SECONDS", 0.0)
+    asked: list[str] = []
+    monkeypatch.setattr(member_module, "requeue_without_supervisor", lambda: asked.append("requeue"))
+    with pytest.raises(ConnectionError, match="cannot be reached"):
+        member_module.join()
+    assert asked == ["requeue"]
 
 
 def test_old_processes_are_killed_before_new_ranks_start() -> None:

@@ -7,7 +7,7 @@ import pytest
 from motionmae.runs.history import START_VARIABLE
 from slurm.batch.protocol import VARIABLE, Invitation
 from slurm.batch.step import Command, Step
-from tests.slurm.batch.controller import Controller
+from tests.slurm.fakes.controller import Controller
 
 INVITATION = Invitation(host="10.0.0.1", port=5, token="a" * 64, launch=3, standby=False, heartbeat_seconds=5)
 

@@ -14,7 +14,7 @@ from motionmae.runs.end_reason import EndReason
 from slurm.batch.member import start_ticks
 
 ROOT = Path(__file__).resolve().parents[3]
-HERE = Path(__file__).parent
+FAKES = Path(__file__).resolve().parents[1] / "fakes"
 FINISH = {"0": "finish", "1": "finish"}
 
 
@@ -27,7 +27,7 @@ class Job:
         programs = folder / "bin"
         programs.mkdir()
         for name in ("srun", "scancel", "scontrol", "sbatch", "squeue", "sinfo"):
-            (programs / name).write_text(f"#!{sys.executable}\n" + (HERE / "fake_slurm.py").read_text())
+            (programs / name).write_text(f"#!{sys.executable}\n" + (FAKES / "fake_slurm.py").read_text())
             (programs / name).chmod(0o755)
         names = ",".join(f"node{number + 1}" for number in range(nodes))
         job = {"JobState": "RUNNING", "Restarts": 0, "NodeList": names, "NumNodes": nodes, "BatchHost": "node1"}
@@ -44,7 +44,7 @@ class Job:
         }
         main = "import sys; from slurm.batch import supervisor as s; s.EXIT_SECONDS = 1; sys.exit(s.main(sys.argv[1:]))"
         command = [sys.executable, "-c", main, str(self.run), f"--ntasks-per-node={ranks}"]
-        step = ["--", "srun", "--output", "%j_%t.out", "--", sys.executable, str(HERE / "rank.py"), str(folder)]
+        step = ["--", "srun", "--output", "%j_%t.out", "--", sys.executable, str(FAKES / "rank.py"), str(folder)]
         self.process = subprocess.Popen(
             [*command, *options, *step],
             env={key: value for key, value in os.environ.items() if not key.startswith("SLURM")} | variables,

@@ -15,7 +15,7 @@ from slurm import executors
 from slurm.job_state import JobRecord, rank_zero_log, submission_lock
 from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, DetachedLocalExecutor, stop_with_controller
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 Starter = Callable[..., JobRecord]
 """Type of the fixture `start`: :func:`start_job`."""
 
