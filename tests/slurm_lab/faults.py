@@ -188,6 +188,7 @@ NAMES = {
 
 def strike(run: TrainingRun, fault: Callable[[TrainingRun, str], None], node: str) -> Damage:
     """Strike ``node`` with ``fault``, wait until the run continues, repair the node, and return the cost."""
+    run.lab.resume_drained()  # an earlier fault may have ended with a requeue onto a node that was cut off
     if fault is time_out:
         accept_changes(run, node)
     before = run.attempts()
@@ -199,7 +200,6 @@ def strike(run: TrainingRun, fault: Callable[[TrainingRun, str], None], node: st
         struck = max(row["time"] for row in run.rows("events.jsonl") if row["kind"] == "preemption")
     damage = aftermath(run, NAMES[fault], struck, before)
     REPAIRS.get(fault, nothing)(run.lab, node)
-    run.lab.resume_drained()
     return damage
 
 
