@@ -11,6 +11,9 @@ A job that has lost a node is also reviewed while its list is empty. A node that
 that it still runs the job. Slurm 22.05 then refuses to start the job there ("Duplicate jobid"), drains the node, and
 holds the job for a person to release it. The review does that.
 
+Slurm 22.05 lets a job with ``--no-kill`` run on without its batch script. If no other process of the job is left to
+requeue it (:func:`slurm.batch.member.requeue_without_supervisor`), the review does. Such a job always has a review.
+
 Usage, in the review: ``python -m slurm.batch.excluded_nodes RUN JOB SECONDS``.
 """
 
@@ -84,6 +87,9 @@ def review(run: Path, job_id: str, pause: int = FIRST_REVIEW) -> None:
         return
     if job.name == "RUNNING":  # its batch script did not postpone the review, perhaps because its node is lost
         arrange_review(run, job_id, POSTPONE_SECONDS)
+        if scontrol.down_nodes([job.batch_host]):
+            log(f"node {job.batch_host} of the batch script is down: job {job_id} is requeued")
+            scontrol.requeue(job_id)
         return
     if job.detail == HELD and scontrol.release(job_id):
         log(f"job {job_id} was held, because a node refused to start it: released")
@@ -136,7 +142,7 @@ def cancel_review(job_id: str) -> None:
 
 
 @contextmanager
-def postponed_review(run: Path, job_id: str) -> Iterator[None]:
+def postponed_review(run: Path, job_id: str, no_kill: bool) -> Iterator[None]:
     """Postpone the review of this job again and again, from a thread, if the job needs one."""
     job = scontrol.show_job(job_id)
     stop = threading.Event()
@@ -147,7 +153,8 @@ def postponed_review(run: Path, job_id: str) -> Iterator[None]:
             arrange_review(run, job_id, POSTPONE_SECONDS)
 
     attempts = AttemptLog(run)
-    if job is not None and (set(job.excluded) & set(attempts.excluded_nodes()) or attempts.has_lost_node(job_id)):
+    has_list = job is not None and set(job.excluded) & set(attempts.excluded_nodes())
+    if no_kill or has_list or attempts.has_lost_node(job_id):
         threading.Thread(target=postpone, daemon=True).start()
     try:
         yield

@@ -311,7 +311,7 @@ def main(argv: Sequence[str]) -> int:
     )
     supervisor = Supervisor(policy, settings, command, held)
     supervisor.first_step_id = burn_step_ids(policy.attempts.last_step_id(attempt.job))
-    with excluded_nodes.postponed_review(run, attempt.job):
+    with excluded_nodes.postponed_review(run, attempt.job, arguments.no_kill):
         status = asyncio.run(supervisor.run(nodes))
     if status == 0:
         policy.chain.close()

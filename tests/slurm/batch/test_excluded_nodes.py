@@ -100,6 +100,20 @@ def test_the_review_of_a_job_that_runs_is_postponed(tmp_path: Path, controller: 
     assert controller.called("scontrol update") == ["scontrol update JobId=9 StartTime=now+120"]
 
 
+def test_a_job_that_runs_without_its_batch_script_is_requeued(
+    tmp_path: Path, controller: Controller, capsys: pytest.CaptureFixture[str]
+) -> None:
+    controller.answers |= {SHOW: RUNNING, "squeue": "9"}
+    controller.answers["scontrol show node -o node1"] = "NodeName=node1 State=DOWN* Reason=Not responding"
+    review(tmp_path, "7")
+    assert controller.called("scontrol requeue") == ["scontrol requeue 7"]
+    assert controller.called("scontrol update") == ["scontrol update JobId=9 StartTime=now+120"]
+    assert "node node1 of the batch script is down: job 7 is requeued" in capsys.readouterr().out
+    controller.answers["scontrol show node -o node1"] = "NodeName=node1 State=MIXED"
+    review(tmp_path, "7")
+    assert len(controller.called("scontrol requeue")) == 1
+
+
 @pytest.mark.parametrize(("pause", "next_pause"), [(30, 60), (449, 898), (500, 900)])
 def test_a_waiting_job_gets_the_new_list_and_the_next_review(
     tmp_path: Path, controller: Controller, pause: int, next_pause: int
@@ -226,11 +240,11 @@ def test_a_run_that_trains_keeps_postponing_its_review(
     monkeypatch.setattr(excluded_nodes, "POSTPONE_SECONDS", 0.02)
     fail_on(tmp_path, "node1")
     controller.answers[SHOW] = f"{RUNNING} ExcNodeList=node2"  # the user's own
-    with postponed_review(tmp_path, "7"):
+    with postponed_review(tmp_path, "7", no_kill=False):
         time.sleep(0.05)
     assert arranged == []
     controller.answers[SHOW] = f"{RUNNING} ExcNodeList=node[1-2]"
-    with postponed_review(tmp_path, "7"):
+    with postponed_review(tmp_path, "7", no_kill=False):
         assert many.wait(30)
     time.sleep(0.03)
     count = len(arranged)
@@ -242,10 +256,16 @@ def test_a_run_that_trains_keeps_postponing_its_review(
 def test_a_job_that_has_lost_a_node_has_a_review_that_waits(tmp_path: Path, controller: Controller) -> None:
     """No node is excluded yet. Slurm may requeue the job onto the lost node, which refuses it."""
     controller.answers[SHOW] = RUNNING
-    with postponed_review(tmp_path, "7"):
+    with postponed_review(tmp_path, "7", no_kill=False):
         time.sleep(0.05)
     assert controller.scripts == []
     AttemptLog(tmp_path).log_failure(Attempt(job="7", restart=0), EndReason.NODE_DOWN, 0, "node1")
-    with postponed_review(tmp_path, "7"):
+    with postponed_review(tmp_path, "7", no_kill=False):
         wait_until(lambda: controller.scripts, "the review")
     assert "#SBATCH --begin=now+120\n" in controller.scripts[0]
+
+
+def test_a_job_that_slurm_keeps_without_its_batch_script_has_a_review(tmp_path: Path, controller: Controller) -> None:
+    controller.answers[SHOW] = RUNNING
+    with postponed_review(tmp_path, "7", no_kill=True):
+        wait_until(lambda: controller.scripts, "the review")
