@@ -24,6 +24,8 @@ from tests.training.launch import wait_until
 from tests.training.shards import make_shards
 
 STEPS, BATCH = 80, 8
+SLOW_RATE = "40mbit"
+"""Bandwidth at which a step takes seconds."""
 
 
 def _submit(cluster: Lab, tmp_path: Path) -> JobRecord:
@@ -118,8 +120,11 @@ def test_metrics_of_four_nodes_through_hang_requeue_and_end(paced_lab: Lab, tmp_
             assert max(int(s["value"][1]) for s in prometheus.query(f'count by (instance) ({{run="{label}"}})')) < 1500
 
         # a requeue: the same instances come back, as the same series
+        lab.change_rate(SLOW_RATE)  # Prometheus sees the first steps of the next attempt, however busy this machine is
         lab.run("scontrol", "requeue", record.job_id)
         wait_until(lambda: _attempts(run) == 2, "the second attempt")
+        wait_until(lambda: prometheus.query("resets(motionmae_clips_total[15m]) == 1"), "clips of the second attempt")
+        lab.change_rate(RATE)
         assert lab.wait_for_job(record.job_id, ("COMPLETED", "FAILED"), 300) == "COMPLETED", Path(
             record.log
         ).read_text()
