@@ -272,6 +272,8 @@ def await_signal(pids: Path) -> tuple[str | None, int]:
 
         first = sync()
         (pids / str(rank.rank)).write_text(str(os.getpid()))
+        while not (pids / "go").exists():  # all signals of a case have then arrived before the next check
+            time.sleep(0.001)
         end = time.monotonic() + 60
         while not (reason := sync()) and time.monotonic() < end:
             time.sleep(0.001)

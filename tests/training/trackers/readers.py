@@ -66,7 +66,8 @@ def mlflow_rows(config: Config, key: str = "loss") -> Rows:
 def trackio_rows(config: Config, key: str = "loss") -> Rows:
     name = json.loads((config.run_folder / "trackers.json").read_text())["trackio"]
     command = [sys.executable, "-m", "trackio.cli", "get", "metric", "--project", "motionmae", "--run", name]
-    read = subprocess.run([*command, "--metric", key, "--json"], capture_output=True, text=True, check=True)
+    read = subprocess.run([*command, "--metric", key, "--json"], capture_output=True, text=True, check=False)
+    assert read.returncode == 0, read.stderr
     return [(row["step"], row["value"]) for row in json.loads(read.stdout)["values"]]
 
 
