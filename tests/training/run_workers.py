@@ -1,10 +1,11 @@
 """Work of the ranks in tests of whole runs."""
 
+import os
 import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,8 +22,12 @@ from motionmae.training.setup import run_training
 from motionmae.training.trainer import Trainer
 
 
-def run_all(configs: list[Config]) -> list[str]:
-    """Run attempts one after the other in the same processes; return the end reason or error of each."""
+def run_all(configs: list[Config], variables: Mapping[str, str] | None = None) -> list[str]:
+    """Run attempts one after the other in the same processes; return the end reason or error of each.
+
+    ``variables`` change the environment. The fork server has that of the first test that used it.
+    """
+    os.environ.update(variables or {})
     init_distributed(configs[0].engine)
     ends = []
     for config in configs:

@@ -26,11 +26,11 @@ def tensorboard_rows(config: Config, key: str) -> Rows:
 
 
 def test_each_tool_has_a_curve_of_each_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    variables = {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     configs = {task: validated(task, tmp_path / task) for task in FIGURES}
-    assert run_ranks(1, run_all, list(configs.values()))[0] == ["FINISHED"] * 2
+    assert run_ranks(1, run_all, list(configs.values()), variables)[0] == ["FINISHED"] * 2
     for task, config in configs.items():
         rows = [row for row in read_rows(RunFolder(config.run_folder).events) if row["kind"] == Kind.VALIDATION]
         assert [row["step"] for row in rows] == [4, 8, STEPS]
