@@ -17,6 +17,9 @@ from motionmae.distributed.rendezvous import INTERFACE_VARIABLE, SUFFIX_VARIABLE
 from motionmae.errors import UserError
 from slurm.sbatch import check_environment, check_options, requested_resources
 
+HANG_MARGIN = 10.0
+"""Seconds in which the ranks' own watchdogs find a hang before the supervisor does."""
+
 
 def log_folder(run: Path) -> Path:
     """Return the folder for the pickle and the logs of a new submission."""
@@ -55,10 +58,6 @@ def job_environment(config: Config, code: Path, cluster: str, site: Mapping[str,
     path = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
     variables = {key: os.environ.get(key, value) for key, value in defaults.items()}
     return variables | dict(site or {}) | {"PYTHONPATH": path}
-
-
-HANG_MARGIN = 10.0
-"""Seconds in which the ranks' own watchdogs find a hang before the supervisor does."""
 
 
 class TrainingExecutor(SlurmExecutor):

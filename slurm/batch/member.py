@@ -1,5 +1,6 @@
 """A process of a job step as a member of the supervisor's roll call."""
 
+import math
 import os
 import signal
 import socket
@@ -41,6 +42,8 @@ GONE_SECONDS = 30.0
 """Time in which the killed processes of an earlier attempt must leave this node; a driver can hold them for ever."""
 TURN_SECONDS = 5.0
 """Time that a node has to requeue the job before the next node tries, and between two questions to Slurm."""
+LOST_SECONDS = 900.0
+"""Time that Slurm has to find the batch host down (SlurmdTimeout, 300 s by default)."""
 ALIVE_SECONDS = 5.0
 """Time between two signs of life of a rank."""
 _LOWEST_PRIORITY = 19
@@ -150,17 +153,20 @@ class Membership(Sink):
         return text
 
 
-def requeue_without_supervisor() -> None:
+def requeue_without_supervisor(seconds: float = math.inf) -> None:
     """Requeue this job once Slurm has found its batch host down; return when it is requeued or has ended.
 
-    Slurm 22.05 lets a job with ``--no-kill`` run on without its batch script. The nodes take turns. A node that was cut
-    off itself, and sees the controller again, finds that the batch host is up.
+    Gives up after ``seconds``. Slurm 22.05 lets a job with ``--no-kill`` run on without its batch script. The nodes
+    take turns. A node that was cut off itself, and sees the controller again, finds that the batch host is up.
     """
     job, restart = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     if int(os.environ["SLURM_LOCALID"]):
         return
+    end = time.monotonic() + seconds
     time.sleep(TURN_SECONDS * int(os.environ.get("SLURM_NODEID") or 0))
     while (state := scontrol.show_job(job)) is None or (state.name == "RUNNING" and state.restarts == restart):
+        if time.monotonic() > end:
+            return
         if state is not None and scontrol.down_nodes([state.batch_host]):
             say(f"node {state.batch_host} of the batch script is down: job {job} is requeued", file=sys.stderr)
             scontrol.requeue(job)
@@ -171,7 +177,8 @@ def join() -> Membership | None:
     """Join the roll call; None for a process that no supervisor has started.
 
     Raises:
-        ConnectionError: the supervisor does not answer, and the job has ended or is requeued.
+        ConnectionError: the supervisor does not answer. Before, the job has ended or is requeued, or LOST_SECONDS are
+            over: another program may stand between the nodes, such as a firewall.
     """
     text = os.environ.pop(VARIABLE, "")  # not for child processes
     if not text:
@@ -179,7 +186,7 @@ def join() -> Membership | None:
     try:
         return Membership(parse_json(text.encode(), Invitation))
     except ConnectionError:  # the batch host may have been lost since it started this step
-        requeue_without_supervisor()
+        requeue_without_supervisor(LOST_SECONDS)
         raise
 
 

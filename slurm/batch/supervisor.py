@@ -152,8 +152,9 @@ class Supervisor:
         """
         now, limit = time.monotonic(), self.settings.hang_seconds
         elapsed, self._listened = now - self._listened, now
-        for member in members:
-            member.heard_at += elapsed if elapsed > STOOD_STILL_SECONDS else 0.0
+        if elapsed > STOOD_STILL_SECONDS:
+            for member in members:
+                member.heard_at = now
         silent = [m for m in members if m.trains and not m.ended_at and now - m.heard_at > limit]
         if not limit or not silent:
             return None

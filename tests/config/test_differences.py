@@ -15,7 +15,9 @@ def test_only_what_differs_is_named_with_both_values() -> None:
 
 
 def test_the_differences_from_the_defaults_leave_out_what_a_run_is() -> None:
-    config = Config().updated({"name": "run", "task": "finetune", "seed": 3, "data.crop_scale": [0.3, 1.0]})
+    config = Config().updated(
+        {"name": "run", "task": "finetune", "output_dir": "/x", "seed": 3, "data.crop_scale": [0.3, 1.0]}
+    )
     assert list(describe_differences(config)) == [
         "2 settings differ from the defaults:",
         "  seed             3  (default 0)",

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from motionmae.config import Config, config_yaml, load_config, save_config
-from motionmae.config.differences import describe_differences
+from motionmae.config import config_yaml, load_config, save_config
 from motionmae.runs.directory import RunFolder
 from motionmae.training.callbacks.base import ProgressLine
 from motionmae.training.setup import log_settings
@@ -43,12 +42,4 @@ def test_a_resumed_run_prints_only_the_settings_that_it_changes(tmp_path: Path, 
         "1 setting differs from the last attempt of this run:",
         "  log.every_steps  7  (was 1)",
         f"all settings: {folder.config}",
-    ]
-
-
-def test_what_a_run_is_and_where_is_no_other_setting():
-    config = Config().updated({"name": "mine", "output_dir": "/shared/runs", "seed": 1})
-    assert list(describe_differences(config)) == [
-        "1 setting differs from the defaults:",
-        "  seed  1  (default 0)",
     ]

@@ -319,6 +319,9 @@ def test_a_node_whose_cable_is_back_requeues_nothing(
     member.requeue_without_supervisor()
     assert controller.calls == [SHOW]
     assert sleeps == [10.0]
+    controller.answers[SHOW] = RUNNING.replace("Restarts=0", "Restarts=1")
+    member.requeue_without_supervisor(0.0)  # it gives up
+    assert controller.calls == [SHOW, SHOW]
 
 
 def test_one_process_of_a_node_requeues_the_job(

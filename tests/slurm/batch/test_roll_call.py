@@ -273,11 +273,11 @@ def test_a_process_that_cannot_reach_the_supervisor_requeues_the_job(monkeypatch
     invitation = Invitation(host="127.0.0.1", port=9, token="a" * 64, launch=1, standby=True, heartbeat_seconds=5)
     monkeypatch.setenv(VARIABLE, invitation.model_dump_json())
     monkeypatch.setattr(member_module, "CONNECT_SECONDS", 0.0)
-    asked: list[str] = []
-    monkeypatch.setattr(member_module, "requeue_without_supervisor", lambda: asked.append("requeue"))
+    asked: list[float] = []
+    monkeypatch.setattr(member_module, "requeue_without_supervisor", lambda seconds: asked.append(seconds))
     with pytest.raises(ConnectionError, match="cannot be reached"):
         member_module.join()
-    assert asked == ["requeue"]
+    assert asked == [900.0]
 
 
 def test_old_processes_are_killed_before_new_ranks_start() -> None:
