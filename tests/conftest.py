@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from motionmae.distributed.rendezvous import TORCHRUN
 from tests.shared_data import ABSENT
 
 PROCESSES = {"subprocess", "multiprocessing", "Popen", "run_ranks", "Ranks", "Lab"}
@@ -23,6 +24,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_rank_of_an_earlier_test() -> Iterator[None]:
+    """A process that a test starts does not inherit the rank of a process group that another test created here."""
+    yield
+    for name in TORCHRUN:
+        os.environ.pop(name, None)
 
 
 LAB = "slurm lab"

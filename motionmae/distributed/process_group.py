@@ -12,7 +12,7 @@ import torch.distributed as dist
 from motionmae.config import EngineConfig
 from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.devices import choose_device
-from motionmae.distributed.rendezvous import rank_environment
+from motionmae.distributed.rendezvous import TORCHRUN, rank_environment
 from motionmae.distributed.stop_requests import StopSignals
 from motionmae.distributed.store import (
     TIMEOUT,
@@ -22,6 +22,8 @@ from motionmae.distributed.store import (
     refusals_told,
     wait_for_ranks,
 )
+
+_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def init_distributed(engine: EngineConfig, signals: StopSignals | None = None) -> DistributedContext:
@@ -109,8 +111,18 @@ def distributed(engine: EngineConfig, signals: StopSignals | None = None) -> Ite
     """Call :func:`init_distributed`; at the end, destroy the process group if it was created here.
 
     An error keeps the group: other ranks may hang in a collective, and destroying the group would wait for them.
+    The variables of the rendezvous get their earlier values back: a job that this process submits later must not
+    inherit the rank and the address of this one.
     """
     joined = dist.is_initialized()
-    yield init_distributed(engine, signals)
-    if not joined:
-        dist.destroy_process_group()
+    before = {name: os.environ.get(name) for name in (*TORCHRUN, *_INTERFACES)}
+    try:
+        yield init_distributed(engine, signals)
+        if not joined:
+            dist.destroy_process_group()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -15,7 +15,7 @@ INTERFACE_VARIABLE = "MOTIONMAE_MASTER_INTERFACE"
 """Network interface of rank 0's node at which the ranks meet after the pre-flight check (:mod:`slurm.preflight`)."""
 SUFFIX_VARIABLE = "MOTIONMAE_MASTER_SUFFIX"
 """Appended to the name of rank 0's node, for sites whose nodes have a second name on the fast network."""
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _FIRST_SPECIAL_STEP = 0xFFFF_FFF0
 """Slurm numbers the shell of ``salloc``, the batch script and other steps that ``srun`` did not start from here on."""
 _OTHER_LAUNCHERS = {  # variable with the number of processes: launcher
@@ -48,11 +48,14 @@ def master_address(environment: Mapping[str, str], node: str) -> str:
 
 
 def master_port(environment: Mapping[str, str], default: int) -> int:
-    """Return MASTER_PORT if it is given, else ``default``. Raises UserError if it is not a port."""
-    port = _number(environment, "MASTER_PORT")
-    if port is not None and port >= 1 << 16:
+    """Return MASTER_PORT if it is given, else ``default``. Raises UserError if it is not a port.
+
+    0 counts as not given: rank 0 would listen at a port that no other rank knows.
+    """
+    port = _number(environment, "MASTER_PORT") or default
+    if port >= 1 << 16:
         raise UserError(f"MASTER_PORT={port} is not a port: choose one from 1024 to 65535")
-    return default if port is None else port
+    return port
 
 
 def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -66,12 +69,12 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
             another launcher started, or srun was forgotten, so that every process would train alone.
     """
     environment = {key: value for key, value in environment.items() if value.strip()}
-    given = {key: environment[key] for key in _TORCHRUN if key in environment}
-    if len(given) == len(_TORCHRUN):
+    given = {key: environment[key] for key in TORCHRUN if key in environment}
+    if len(given) == len(TORCHRUN):
         _check_ranks(given)
         return given
     if "RANK" in given or "WORLD_SIZE" in given:
-        unset = ", ".join(key for key in _TORCHRUN if key not in given)
+        unset = ", ".join(key for key in TORCHRUN if key not in given)
         raise UserError(
             f"the environment sets {', '.join(given)} but not {unset}: start with torchrun or srun, or unset all five"
         )
@@ -132,7 +135,8 @@ def node_index(environment: Mapping[str, str], rank: int, world: int) -> int:
 
 def _check_ranks(given: Mapping[str, str]) -> None:
     rank, world, _ = (_number(given, key) or 0 for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    master_port(given, 0)
+    if master_port(given, 0) == 0 and world > 1:
+        raise UserError(f"MASTER_PORT=0 cannot be shared by {world} ranks: choose a port from 1024 to 65535")
     if rank >= world:
         raise UserError(f"RANK={rank} must be less than WORLD_SIZE={world}: start with torchrun or srun, or unset both")
 

@@ -2,6 +2,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from motionmae.config import EngineConfig
 from motionmae.distributed import process_group
 from motionmae.distributed.process_group import init_distributed, use_interface_towards
-from motionmae.distributed.rendezvous import preflight_port, rank_environment, training_port
+from motionmae.distributed.rendezvous import TORCHRUN, preflight_port, rank_environment, training_port
 from motionmae.distributed.store import create_store
 from motionmae.errors import UserError
 from tests.training.engine_workers import listening
@@ -148,6 +149,24 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE))
 """
     found = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     assert found.stdout == "(512, 512)\n"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_job_submitted_after_a_run_of_this_process_does_not_inherit_its_rank(
+    two_gpus: dict[str, Any], monkeypatch: pytest.MonkeyPatch, fails: bool
+):
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: two_gpus.update(destroyed=True))
+    for key in (*TORCHRUN, "GLOO_SOCKET_IFNAME"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # of the user
+    before = dict(os.environ)
+    with pytest.raises(ValueError) if fails else nullcontext(), process_group.distributed(EngineConfig(device="cpu")):
+        assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["MASTER_PORT"]) == ("0", "1", "0")
+        assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+        if fails:
+            raise ValueError
+    assert dict(os.environ) == before
+    assert two_gpus.get("destroyed", False) is not fails
 
 
 @pytest.mark.parametrize("world", [1, 2])

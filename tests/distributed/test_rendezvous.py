@@ -110,6 +110,10 @@ def test_srun_with_pmi_is_srun():
         ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": "0"}, "but not SLURM_JOB_ID, SLURM_PROCID, SLURM_LOCALID"),
         ({"RANK": "4", "WORLD_SIZE": "4", "LOCAL_RANK": "0", **ADDRESS, **PORT}, "RANK=4 must be less than"),
         ({"RANK": "x", "WORLD_SIZE": "4", "LOCAL_RANK": "0", **ADDRESS, **PORT}, "RANK=x is not a whole number"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **ADDRESS, "MASTER_PORT": "0"},
+            "MASTER_PORT=0 cannot be shared by 2 ranks",
+        ),
     ],
 )
 def test_variables_that_make_no_sense_are_one_sentence(environment: dict[str, str], said: str):
@@ -144,7 +148,7 @@ def test_the_port_of_training_is_arithmetic():
 
 def test_a_given_port_is_below_65536():
     assert master_port({"MASTER_PORT": "65535"}, 1) == 65_535
-    assert master_port({"MASTER_PORT": "0"}, 1) == 0
+    assert master_port({"MASTER_PORT": "0"}, 1) == 1  # as a process that trained alone leaves it
     assert master_port({}, 1) == 1
     with pytest.raises(UserError, match="MASTER_PORT=65536 is not a port: choose one from 1024 to 65535"):
         master_port({"MASTER_PORT": "65536"}, 1)

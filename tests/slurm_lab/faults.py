@@ -52,9 +52,19 @@ def time_out(run: TrainingRun, node: str) -> None:
 def accept_changes(run: TrainingRun, node: str) -> None:
     """Requeue a job that Slurm 22.05 does not change, because it has lost a node and no accounting is configured."""
     if run.lab.run("scontrol", "update", f"jobid={run.record.job_id}", "timelimit=60").returncode != 0:
-        requeue(run, node)
-        before = run.attempts()
-        run.wait(lambda: any(row["attempt"] not in before for row in run.rows()), "a step after the requeue")
+        _requeue_and_wait(run, node)
+
+
+def get_another_node(run: TrainingRun, node: str) -> None:
+    """Requeue a job that earlier faults have left with a single node."""
+    while not _others(run):
+        _requeue_and_wait(run, node)
+
+
+def _requeue_and_wait(run: TrainingRun, node: str) -> None:
+    before = run.attempts()
+    requeue(run, node)
+    run.wait(lambda: any(row["attempt"] not in before for row in run.rows()), "a step after the requeue")
 
 
 def set_down(run: TrainingRun, node: str) -> None:
@@ -162,6 +172,7 @@ def nothing(lab: Lab, node: str) -> None:
     """No repair."""
 
 
+PREPARATIONS = {time_out: accept_changes, lose_all_but_one: get_another_node}
 REPAIRS: dict[Callable[[TrainingRun, str], None], Callable[[Lab, str], object]] = {
     set_down: lambda lab, node: lab.run("scontrol", "update", f"nodename={node}", "state=resume"),
     power_off: lambda lab, node: lab.power_on(node),
@@ -189,8 +200,8 @@ NAMES = {
 def strike(run: TrainingRun, fault: Callable[[TrainingRun, str], None], node: str) -> Damage:
     """Strike ``node`` with ``fault``, wait until the run continues, repair the node, and return the cost."""
     run.lab.resume_drained()  # an earlier fault may have ended with a requeue onto a node that was cut off
-    if fault is time_out:
-        accept_changes(run, node)
+    if fault in PREPARATIONS:
+        PREPARATIONS[fault](run, node)
     before = run.attempts()
     struck = time.time()
     fault(run, node)
