@@ -64,7 +64,17 @@ def get_another_node(run: TrainingRun, node: str) -> None:
 def _requeue_and_wait(run: TrainingRun, node: str) -> None:
     before = run.attempts()
     requeue(run, node)
-    run.wait(lambda: any(row["attempt"] not in before for row in run.rows()), "a step after the requeue")
+    _wait_for_attempt(run, before, "a step after the requeue")
+
+
+def _wait_for_attempt(run: TrainingRun, before: set[str], what: str) -> None:
+    """Wait until an attempt that is not in ``before`` takes a step, and repair drained nodes meanwhile."""
+
+    def continued() -> bool:
+        run.lab.resume_drained()  # a node that was cut off may be drained at any time after it has come back
+        return any(row["attempt"] not in before for row in run.rows())
+
+    run.wait(continued, what)
 
 
 def set_down(run: TrainingRun, node: str) -> None:
@@ -199,7 +209,6 @@ NAMES = {
 
 def strike(run: TrainingRun, fault: Callable[[TrainingRun, str], None], node: str) -> Damage:
     """Strike ``node`` with ``fault``, wait until the run continues, repair the node, and return the cost."""
-    run.lab.resume_drained()  # an earlier fault may have ended with a requeue onto a node that was cut off
     if fault in PREPARATIONS:
         PREPARATIONS[fault](run, node)
     before = run.attempts()
@@ -216,7 +225,7 @@ def strike(run: TrainingRun, fault: Callable[[TrainingRun, str], None], node: st
 
 def aftermath(run: TrainingRun, name: str, since: float, before: set[str]) -> Damage:
     """Wait until an attempt that is not in ``before`` takes a step, and return the cost."""
-    run.wait(lambda: any(row["attempt"] not in before for row in run.rows()), f"a step after {name}")
+    _wait_for_attempt(run, before, f"a step after {name}")
     rows = run.rows()
     first = next(row for row in rows if row["attempt"] not in before)
     last = max((row["step"] for row in rows if row["attempt"] in before), default=0)
