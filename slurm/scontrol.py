@@ -208,12 +208,16 @@ def could_start(script: str, excluded: Sequence[str]) -> bool:
     return submit_script(script, "--test-only", f"--exclude={','.join(excluded)}").returncode == 0
 
 
-def down_nodes(nodes: Sequence[str]) -> dict[str, str]:
-    """Return the nodes that Slurm found dead or an administrator set down, each with Slurm's reason."""
+def down_nodes(nodes: Sequence[str], silent: bool = True) -> dict[str, str]:
+    """Return the nodes that Slurm found dead or an administrator set down, each with Slurm's reason.
+
+    With ``silent`` also those whose slurmd does not answer at the moment.
+    """
+    states_of_loss = {"DOWN", "FAIL", *(["NOT_RESPONDING"] if silent else [])}
     found = {}
     for line in run_command("scontrol", "show", "node", "-o", ",".join(nodes)).stdout.splitlines():
         states = _value(line, "State").replace("*", "+NOT_RESPONDING").split("+")
-        if {"DOWN", "FAIL", "NOT_RESPONDING"} & set(states):
+        if states_of_loss & set(states):
             reason = re.search(r"\bReason=(.*?)(?: \[|$)", line)
             found[_value(line, "NodeName")] = reason[1] if reason else "it does not answer"
     return found

@@ -1,6 +1,7 @@
 """A job step: one srun, which starts the same processes on each of its nodes."""
 
 import asyncio
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ class Step:
     lines: list[str] = field(default_factory=list)  # srun's messages
     status: int | None = None  # of srun, once it has ended
     killed: bool = False
-    ending: bool = False  # its ranks were told to save and end
+    told_at: float = -math.inf  # when its ranks were told to save and end
     _srun: asyncio.subprocess.Process | None = None
     _reader: "asyncio.Task[None] | None" = None
 

@@ -37,6 +37,8 @@ REPORT_SECONDS = 2.0
 """Time that the other ranks have to say why they end, after one rank has failed."""
 HUNG_SECONDS = 0.5
 """The same after a hang: the other ranks hang, too, or their watchdogs have ended them by now."""
+TOLD_SECONDS = 60.0
+"""Time after which ranks that were told to save and end, and have not ended, are told again."""
 MOST_BURNT_STEPS = 8
 """Empty steps at the start of a requeued job, at most."""
 STOOD_STILL_SECONDS = 10.0
@@ -101,8 +103,9 @@ class Supervisor:
             elif not assigned and members and time.monotonic() - began > self.settings.join_seconds:
                 failure = self.absent(members, nodes)
             failure = failure or await self.failure(step) or self.silence(self.members(step))
-            if assigned and not step.ending and await self.is_reduced(nodes):
-                step.ending = True
+            # again after a while: Slurm may refuse a signal to a step that has just lost a node
+            if assigned and time.monotonic() - step.told_at > TOLD_SECONDS and await self.is_reduced(nodes):
+                step.told_at = time.monotonic()
                 await asyncio.to_thread(step.signal, self.policy.attempt.job, members[0].hello.step, "TERM")
             if any(member.trains for member in members):
                 await self.start_standby(step)
@@ -164,7 +167,8 @@ class Supervisor:
     async def is_reduced(self, nodes: Sequence[str]) -> bool:
         """Return whether Slurm has taken a node from this job: its slurmd does not answer, or an administrator did it.
 
-        The ranks on such a node may still train, until slurmd answers again. The run saves and leaves the node.
+        The ranks on such a node may still train, until slurmd answers again. The run saves and leaves the node. Slurm
+        22.05 may go on to list the node among those of the job, so its state is asked as well.
         """
         if time.monotonic() - self._asked < _CONTROLLER_SECONDS:
             return False
@@ -173,7 +177,9 @@ class Supervisor:
         if job is None or job.name != "RUNNING" or job.restarts != self.policy.attempt.restart:
             return False
         held = scontrol.expand_nodes(job.detail)
-        taken = [node for node in dict.fromkeys([*nodes, job.batch_host]) if node not in held]
+        needed = list(dict.fromkeys([*nodes, job.batch_host]))
+        down = await asyncio.to_thread(scontrol.down_nodes, needed, silent=False)
+        taken = [node for node in needed if node not in held or node in down]
         if taken:
             log(f"Slurm has taken {', '.join(taken)} from this job: the ranks save, and the run goes on without")
         return bool(taken)

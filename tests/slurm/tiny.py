@@ -32,4 +32,5 @@ def overrides(shards: Path) -> list[str]:
 def rows(run: Path, name: str = "metrics.jsonl") -> list[dict[str, object]]:
     """Rows of a run's metrics.jsonl or events.jsonl; empty if the file does not exist."""
     path = run / name
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]  # a last line without its end is being written

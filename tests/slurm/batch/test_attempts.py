@@ -25,6 +25,8 @@ from slurm.batch.supervisor import Settings, Supervisor, burn_step_ids, first_no
 from tests.slurm.fakes.controller import RUNNING, Controller, fail_on
 
 SHOW = "scontrol show job -o 7"
+SHOW_NODES = "scontrol show node -o node1,node2"
+UP = "NodeName=node1 State=MIXED\nNodeName=node2 State=MIXED"
 KILLED_STATUS = 128 + signal.SIGKILL
 
 
@@ -144,23 +146,27 @@ def test_members_of_a_step_are_those_on_its_nodes(policy: RequeuePolicy) -> None
 
 
 @pytest.mark.parametrize(
-    ("line", "reduced"),
+    ("line", "states", "reduced"),
     [
-        (RUNNING.replace("node[1-3]", "node[1,3]"), True),
-        (RUNNING.replace("node[1-3]", "node[2-3]"), True),  # also the node of the batch script
-        (RUNNING, False),
-        (RUNNING.replace("node[1-3]", "node[1-2]"), False),  # the run does not train on node3
-        (RUNNING.replace("node[1-3]", "node[1,3]").replace("Restarts=0", "Restarts=1"), False),
-        ("JobState=PENDING Restarts=0 NodeList=(null)", False),
-        ("", False),
+        (RUNNING.replace("node[1-3]", "node[1,3]"), UP, True),
+        (RUNNING.replace("node[1-3]", "node[2-3]"), UP, True),  # also the node of the batch script
+        (RUNNING, UP, False),
+        (RUNNING.replace("node[1-3]", "node[1-2]"), UP, False),  # the run does not train on node3
+        (RUNNING.replace("node[1-3]", "node[1,3]").replace("Restarts=0", "Restarts=1"), UP, False),
+        (RUNNING, "NodeName=node1 State=MIXED\nNodeName=node2 State=DOWN* Reason=Not responding [slurm@now]", True),
+        (RUNNING, "NodeName=node1 State=MIXED*\nNodeName=node2 State=MIXED", False),  # slurmd may be restarting
+        (RUNNING, "NodeName=node1 State=MIXED+DRAIN\nNodeName=node2 State=MIXED", False),
+        ("JobState=PENDING Restarts=0 NodeList=(null)", UP, False),
+        ("", "", False),
     ],
 )
 def test_slurm_is_asked_every_15_seconds_whether_it_has_taken_a_node(
-    policy: RequeuePolicy, controller: Controller, monkeypatch: pytest.MonkeyPatch, line: str, reduced: bool
-) -> None:
+    policy: RequeuePolicy, controller: Controller, monkeypatch: pytest.MonkeyPatch, line: str, states: str,
+    reduced: bool,
+) -> None:  # fmt: skip
     now = [1000.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    controller.answers[SHOW] = line
+    controller.answers |= {SHOW: line, SHOW_NODES: states}
     supervisor = _supervisor(policy)
 
     async def ask(seconds: float) -> bool:
@@ -171,7 +177,7 @@ def test_slurm_is_asked_every_15_seconds_whether_it_has_taken_a_node(
         return [await ask(seconds) for seconds in (14.9, 0.1, 14.9, 0.1)]
 
     assert asyncio.run(run()) == [False, reduced, False, reduced]
-    assert len(controller.calls) == 2
+    assert controller.calls.count(SHOW) == 2
 
 
 @pytest.mark.parametrize(
