@@ -180,6 +180,31 @@ def test_slurm_is_asked_every_15_seconds_whether_it_has_taken_a_node(
     assert controller.calls.count(SHOW) == 2
 
 
+def test_ranks_that_do_not_leave_a_taken_node_are_told_again_after_a_minute(
+    policy: RequeuePolicy, controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    controller.answers |= {SHOW: RUNNING.replace("node[1-3]", "node[1,3]"), SHOW_NODES: UP}
+    supervisor = _supervisor(policy, _member(1), _member(2))
+    step = Step(1, [], standby=False)
+    told: list[tuple[object, ...]] = []
+    monkeypatch.setattr(Step, "signal", staticmethod(lambda *words: told.append((now[0] - 1000, *words))))
+
+    async def launch(nodes: list[str], standby: bool) -> Step:
+        return step
+
+    async def wait(seconds: float = 1.0) -> None:
+        now[0] += 5
+        if now[0] > 1150:
+            step.status = 1
+
+    monkeypatch.setattr(supervisor, "launch", launch)
+    monkeypatch.setattr(supervisor, "wait", wait)
+    assert asyncio.run(supervisor.attempt(["node1", "node2"])) is not None
+    assert told == [(seconds, "7", 4, "TERM") for seconds in (15, 80, 145)]
+
+
 @pytest.mark.parametrize(
     ("nodes", "status", "gone", "taken"),
     [
