@@ -56,8 +56,8 @@ def accept_changes(run: TrainingRun, node: str) -> None:
 
 
 def get_another_node(run: TrainingRun, node: str) -> None:
-    """Requeue a job that earlier faults have left with a single node."""
-    while not _others(run):
+    """Requeue a job that trains on a single node after earlier faults."""
+    while len(run.nodes()) < 2:
         _requeue_and_wait(run, node)
 
 
