@@ -15,8 +15,6 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NEEDS = {
     "a cluster",  # Slurm, or several machines
     "a GPU",
-    "hours",  # how a figure was measured: the tests check modules, configs and options
-    "the network",  # packages, clouds
     "the file of another test",  # tested there: the comment names it, `the file of another test: tests/...`
 }
 _BLOCK = re.compile(

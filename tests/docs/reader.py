@@ -28,7 +28,8 @@ PROGRAMS = {
     "torchrun": f"exec {shlex.quote(sys.executable)} -m torch.distributed.run",
     "python": f"exec {shlex.quote(sys.executable)}",
     "python3": f"exec {shlex.quote(sys.executable)}",
-    "pip": f"PIP_DRY_RUN=1 exec {shlex.quote(sys.executable)} -m pip",  # the tests' own environment stays as it is
+    # an installation must not change the environment of the tests
+    "pip": f"PIP_DRY_RUN=${{PIP_DRY_RUN-1}} exec {shlex.quote(sys.executable)} -m pip",
     "apt-get": "exec /usr/bin/apt-get --simulate",
 }
 """Shell scripts with the names of the programs that the pages call."""
@@ -72,7 +73,7 @@ class Reader:
             here = self.folder
             if "REPOSITORY" in block.text:
                 here = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder)))
-                variables |= {"PIP_NO_DEPS": "1", "PYTHONPATH": ""}
+                variables |= {"PIP_NO_DEPS": "1", "PIP_DRY_RUN": "0", "PYTHONPATH": ""}
             shell = ["bash", "-euo", "pipefail", "-c", text]
             command = [sys.executable, "-c", text] if block.language == "python" else shell
             done = subprocess.run(command, cwd=here, env=variables, capture_output=True, text=True, timeout=600)
