@@ -182,7 +182,11 @@ def nothing(lab: Lab, node: str) -> None:
     """No repair."""
 
 
-PREPARATIONS = {time_out: accept_changes, lose_all_but_one: get_another_node}
+PREPARATIONS = {
+    time_out: accept_changes,
+    lose_all_but_one: get_another_node,
+    unplug: get_another_node,  # a rank without peers would finish the run meanwhile; test_survival has this case
+}
 REPAIRS: dict[Callable[[TrainingRun, str], None], Callable[[Lab, str], object]] = {
     set_down: lambda lab, node: lab.run("scontrol", "update", f"nodename={node}", "state=resume"),
     power_off: lambda lab, node: lab.power_on(node),
