@@ -74,6 +74,7 @@ def test_decoders_of_the_released_sizes(inner: int, heads: int):
         (4 * 16 * 16 * 3, {"tubelet_size": 1}, (1, 32)),
         (4 * 16 * 16 * 3, {"tubelet_size": 4}, (4, 16)),
         (4 * 16 * 16 * 3, {"tubelet_size": 0}, (1, 32)),  # an impossible hint
+        (2 * 16 * 16 * 3, {"tubelet_size": 3}, (2, 16)),
         (2 * 14 * 14 * 3, {"tubelet_size": "2"}, (2, 14)),
     ],
 )

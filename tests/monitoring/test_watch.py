@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
+from rich.style import Style
 
 from monitoring import watch
 from monitoring.goodput import CATEGORIES, Goodput
 from monitoring.watch import sparkline, view
 from motionmae.__main__ import main
-from motionmae.runs.history import RunHistory
+from motionmae.runs.events import Phase
+from motionmae.runs.history import RunHistory, RunState
 from tests.monitoring.report.test_report import write_run
 from tests.monitoring.runs import history_of, metrics_row
 
@@ -20,6 +22,13 @@ def shown(run: Path, width: int, now: float | None = None) -> list[str]:
     with console.capture() as captured:
         console.print(view(RunHistory(run), width, now))
     return captured.get().splitlines()
+
+
+def test_every_phase_and_state_has_a_colour_of_rich():
+    assert set(watch._STYLES) == set(Phase)
+    assert set(watch.STATE_STYLES) == set(RunState)
+    for style in (*watch._STYLES.values(), *watch.STATE_STYLES.values()):
+        Style.parse(style)  # raises an error for an unknown colour
 
 
 @pytest.mark.parametrize("width", [50, 80, 160])

@@ -112,6 +112,23 @@ def test_hacs_clips(tmp_path):
     assert "use the data set 'hacs_clips'" in refusal("folder", videos, file, None)
 
 
+@pytest.mark.parametrize(
+    ("text", "dataset"),
+    [
+        ("label,youtube_id,time_start,time_end,split\narchery,a,0,10,train\n", "'k400' (or 'k600', 'k700')"),
+        ('{"a": {"annotations": {"label": "x"}, "subset": "train", "url": "u"}}', "'k400' or 'activitynet'"),
+        ("classname,youtube_id,subset,start,end,label\nArchery,a,training,15.5,17.5,1\n", "'hacs_clips'"),
+        ("narration_id,video_id,verb_class,noun_class\nP01_01_0,P01_01,0,1\n", "'epic_verbs' (or 'epic_nouns')"),
+        ('[{"vid_name": "a", "label": 0, "start_frame": 0, "end_frame": 9}]', "'diving48'"),
+        ('[{"id": "1", "label": "l", "template": "t", "placeholders": []}]', "'ssv2'"),
+    ],
+)
+def test_an_official_list_given_as_one_of_a_folder_names_its_data_set(tmp_path, text, dataset):
+    file = write(tmp_path / ("list.json" if text[0] in "[{" else "list.csv"), text)
+    found = refusal("folder", touch(tmp_path / "v", "a.mp4"), file, None)
+    assert f"use the data set {dataset} instead of 'folder'" in found
+
+
 def test_epic_kitchens_100(tmp_path):
     videos = touch(tmp_path / "clips", "P01/P01_01_0.mp4", "P01/P01_01_1.mp4")
     lists = tmp_path / "lists"
