@@ -245,7 +245,7 @@ def import_deepspeed(device: torch.device) -> ModuleType:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
     import deepspeed
 
-    # DeepSpeed imports Muon, which no run uses. Muon's @torch.compile would add a second to every start.
+    # DeepSpeed imports its own Muon, which no run uses. Its @torch.compile would add a second to every start.
     with patch("torch.compile", lambda function=None, **_: function or (lambda later: later)), suppress(ImportError):
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
