@@ -34,7 +34,7 @@ import numpy as np
 
 from motionmae.files import output_file, write_json
 from slurm.submission import parse_seeds
-from tests.slurm_lab.faults import NAMES, Damage, strike
+from tests.slurm_lab.faults import NAMES, Damage, lose_all_but_one, requeue_and_wait, strike, unplug
 from tests.slurm_lab.lab import GRACE_SECONDS, Lab, missing
 from tests.slurm_lab.runs import CHECKPOINT_STEPS, SLOW_RATE, TrainingRun
 from tests.training.shards import make_shards
@@ -84,6 +84,8 @@ def chaos(seed: int, faults: int, folder: Path) -> tuple[TrainingRun, list[Damag
         for number, fault in enumerate(draw_faults(draw, faults)):
             print(f"{time.strftime('%H:%M:%S')} {number + 1}/{faults} {NAMES[fault]}", flush=True)
             run.wait_for_steps(draw.randint(CHECKPOINT_STEPS - 1, 2 * CHECKPOINT_STEPS + 2))
+            while fault in (lose_all_but_one, unplug) and len(run.nodes()) < 2:
+                requeue_and_wait(run)  # earlier faults have left one node, whose ranks have no peers to lose
             damages.append(strike(run, fault, draw.choice(run.nodes())))
             print(f"{time.strftime('%H:%M:%S')} {number + 1}/{faults} {damages[-1]}", flush=True)
         run.finish()

@@ -52,18 +52,13 @@ def time_out(run: TrainingRun, node: str) -> None:
 def accept_changes(run: TrainingRun, node: str) -> None:
     """Requeue a job that Slurm 22.05 does not change, because it has lost a node and no accounting is configured."""
     if run.lab.run("scontrol", "update", f"jobid={run.record.job_id}", "timelimit=60").returncode != 0:
-        _requeue_and_wait(run, node)
+        requeue_and_wait(run)
 
 
-def get_another_node(run: TrainingRun, node: str) -> None:
-    """Requeue a job that trains on a single node after earlier faults."""
-    while len(run.nodes()) < 2:
-        _requeue_and_wait(run, node)
-
-
-def _requeue_and_wait(run: TrainingRun, node: str) -> None:
+def requeue_and_wait(run: TrainingRun) -> None:
+    """Requeue the job, and wait until its next attempt takes a step."""
     before = run.attempts()
-    requeue(run, node)
+    requeue(run, "")
     _wait_for_attempt(run, before, "a step after the requeue")
 
 
@@ -182,11 +177,6 @@ def nothing(lab: Lab, node: str) -> None:
     """No repair."""
 
 
-PREPARATIONS = {
-    time_out: accept_changes,
-    lose_all_but_one: get_another_node,
-    unplug: get_another_node,  # a rank without peers would finish the run meanwhile; test_survival has this case
-}
 REPAIRS: dict[Callable[[TrainingRun, str], None], Callable[[Lab, str], object]] = {
     set_down: lambda lab, node: lab.run("scontrol", "update", f"nodename={node}", "state=resume"),
     power_off: lambda lab, node: lab.power_on(node),
@@ -213,8 +203,8 @@ NAMES = {
 
 def strike(run: TrainingRun, fault: Callable[[TrainingRun, str], None], node: str) -> Damage:
     """Strike ``node`` with ``fault``, wait until the run continues, repair the node, and return the cost."""
-    if fault in PREPARATIONS:
-        PREPARATIONS[fault](run, node)
+    if fault is time_out:
+        accept_changes(run, node)
     before = run.attempts()
     struck = time.time()
     fault(run, node)
