@@ -49,7 +49,7 @@ def time_out(run: TrainingRun, node: str) -> None:
     run.lab.run("scontrol", "update", f"jobid={run.record.job_id}", "timelimit=60")
 
 
-def accept_changes(run: TrainingRun, node: str) -> None:
+def accept_changes(run: TrainingRun) -> None:
     """Requeue a job that Slurm 22.05 does not change, because it has lost a node and no accounting is configured."""
     if run.lab.run("scontrol", "update", f"jobid={run.record.job_id}", "timelimit=60").returncode != 0:
         requeue_and_wait(run)
@@ -204,7 +204,7 @@ NAMES = {
 def strike(run: TrainingRun, fault: Callable[[TrainingRun, str], None], node: str) -> Damage:
     """Strike ``node`` with ``fault``, wait until the run continues, repair the node, and return the cost."""
     if fault is time_out:
-        accept_changes(run, node)
+        accept_changes(run)
     before = run.attempts()
     struck = time.time()
     fault(run, node)
