@@ -6,6 +6,7 @@ The import of torch and DeepSpeed takes seconds; the fork server does it once pe
 import multiprocessing
 import os
 import pickle
+import random
 import signal
 import socket
 import sys
@@ -13,6 +14,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
@@ -117,20 +119,27 @@ def wait_until(
 ) -> None:
     """Wait until ``condition()`` holds. A failure shows ``output()``, e.g. the log of the process waited for.
 
-    The longer it waits, the less often it asks: a condition may start a process.
+    It asks every 5 ms, because a step takes little more, but pauses for as long as a question takes: a condition may
+    start a process.
     """
-    began = time.monotonic()
+    began = asked = time.monotonic()
     while not condition():
-        waited = time.monotonic() - began
-        assert waited < seconds, f"waited {seconds} s for {what} without success\n{output()}"
-        time.sleep(min(0.2, 0.005 + 0.05 * waited))
+        now = time.monotonic()
+        assert now - began < seconds, f"waited {seconds} s for {what} without success\n{output()}"
+        time.sleep(min(0.5, max(0.005, now - asked)))
+        asked = time.monotonic()
 
 
 def free_port() -> int:
-    """Return a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a free port below those of outgoing connections.
+
+    Those may be taken before the test listens, also by a rank that tries to connect: its own end may get that port.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 20_000)  # pytest-randomly seeds the other in every worker
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _be_rank(
