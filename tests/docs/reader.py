@@ -74,6 +74,7 @@ class Reader:
             if "REPOSITORY" in block.text:
                 here = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder)))
                 variables |= {"PIP_NO_DEPS": "1", "PIP_DRY_RUN": "0", "PYTHONPATH": ""}
+                variables["HOME"] = str(Path.home())  # may name the registry of packages
             shell = ["bash", "-euo", "pipefail", "-c", text]
             command = [sys.executable, "-c", text] if block.language == "python" else shell
             done = subprocess.run(command, cwd=here, env=variables, capture_output=True, text=True, timeout=600)
