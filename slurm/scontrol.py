@@ -208,12 +208,12 @@ def could_start(script: str, excluded: Sequence[str]) -> bool:
     return submit_script(script, "--test-only", f"--exclude={','.join(excluded)}").returncode == 0
 
 
-def down_nodes(nodes: Sequence[str], silent: bool = True) -> dict[str, str]:
+def down_nodes(nodes: Sequence[str], unresponsive: bool = True) -> dict[str, str]:
     """Return the nodes that Slurm found dead or an administrator set down, each with Slurm's reason.
 
-    With ``silent`` also those whose slurmd does not answer at the moment.
+    With ``unresponsive`` also those whose slurmd does not answer at the moment.
     """
-    states_of_loss = {"DOWN", "FAIL", *(["NOT_RESPONDING"] if silent else [])}
+    states_of_loss = {"DOWN", "FAIL", *(["NOT_RESPONDING"] if unresponsive else [])}
     found = {}
     for line in run_command("scontrol", "show", "node", "-o", ",".join(nodes)).stdout.splitlines():
         states = _value(line, "State").replace("*", "+NOT_RESPONDING").split("+")

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from motionmae.distributed.rendezvous import TORCHRUN
+from motionmae.distributed.rendezvous import TORCHRUN_VARIABLES
 from tests.shared_data import ABSENT
 
 PROCESSES = {"subprocess", "multiprocessing", "Popen", "run_ranks", "Ranks", "Lab"}
@@ -30,7 +30,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _no_rank_of_an_earlier_test() -> Iterator[None]:
     """A process that a test starts does not inherit the rank of a process group that another test created here."""
     yield
-    for name in TORCHRUN:
+    for name in TORCHRUN_VARIABLES:
         os.environ.pop(name, None)
 
 

@@ -63,7 +63,9 @@ def make(clone: Path, target: str, **variables: str) -> str:
 @pytest.mark.long
 def test_make_demo_is_preempted_and_resumes_without_a_lost_step(clone: Path):
     config = clone / "configs/demo.yaml"
-    config.write_text(config.read_text().replace("{epochs: 420, warmup_epochs: 25}", "{epochs: 40, warmup_epochs: 2}"))
+    text = config.read_text()
+    assert "{epochs: 420, warmup_epochs: 25}" in text
+    config.write_text(text.replace("{epochs: 420, warmup_epochs: 25}", "{epochs: 40, warmup_epochs: 2}"))
     printed = make(clone, "demo", COLUMNS="200")
     assert re.search(r"steps lost\D+0\b", printed), printed
     for name in ("reconstruction.png", "report.html", "losses.json"):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from motionmae.config import EngineConfig
 from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.devices import choose_device
-from motionmae.distributed.rendezvous import TORCHRUN, rank_environment
+from motionmae.distributed.rendezvous import TORCHRUN_VARIABLES, rank_environment
 from motionmae.distributed.stop_requests import StopSignals
 from motionmae.distributed.store import (
     TIMEOUT,
@@ -115,7 +115,7 @@ def distributed(engine: EngineConfig, signals: StopSignals | None = None) -> Ite
     inherit the rank and the address of this one.
     """
     joined = dist.is_initialized()
-    before = {name: os.environ.get(name) for name in (*TORCHRUN, *_INTERFACES)}
+    before = {name: os.environ.get(name) for name in (*TORCHRUN_VARIABLES, *_INTERFACES)}
     try:
         yield init_distributed(engine, signals)
         if not joined:

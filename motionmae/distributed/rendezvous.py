@@ -15,7 +15,8 @@ INTERFACE_VARIABLE = "MOTIONMAE_MASTER_INTERFACE"
 """Network interface of rank 0's node at which the ranks meet after the pre-flight check (:mod:`slurm.preflight`)."""
 SUFFIX_VARIABLE = "MOTIONMAE_MASTER_SUFFIX"
 """Appended to the name of rank 0's node, for sites whose nodes have a second name on the fast network."""
-TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables by which torchrun describes a rank."""
 _FIRST_SPECIAL_STEP = 0xFFFF_FFF0
 """Slurm numbers the shell of ``salloc``, the batch script and other steps that ``srun`` did not start from here on."""
 _OTHER_LAUNCHERS = {  # variable with the number of processes: launcher
@@ -69,12 +70,12 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
             another launcher started, or srun was forgotten, so that every process would train alone.
     """
     environment = {key: value for key, value in environment.items() if value.strip()}
-    given = {key: environment[key] for key in TORCHRUN if key in environment}
-    if len(given) == len(TORCHRUN):
+    given = {key: environment[key] for key in TORCHRUN_VARIABLES if key in environment}
+    if len(given) == len(TORCHRUN_VARIABLES):
         _check_ranks(given)
         return given
     if "RANK" in given or "WORLD_SIZE" in given:
-        unset = ", ".join(key for key in TORCHRUN if key not in given)
+        unset = ", ".join(key for key in TORCHRUN_VARIABLES if key not in given)
         raise UserError(
             f"the environment sets {', '.join(given)} but not {unset}: start with torchrun or srun, or unset all five"
         )

@@ -51,7 +51,7 @@ class Step:
     lines: list[str] = field(default_factory=list)  # srun's messages
     status: int | None = None  # of srun, once it has ended
     killed: bool = False
-    told_at: float = -math.inf  # when its ranks were told to save and end
+    stop_sent_at: float = -math.inf  # when its ranks were told to save and end
     _srun: asyncio.subprocess.Process | None = None
     _reader: "asyncio.Task[None] | None" = None
 

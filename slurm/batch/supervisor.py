@@ -37,7 +37,7 @@ REPORT_SECONDS = 2.0
 """Time that the other ranks have to say why they end, after one rank has failed."""
 HUNG_SECONDS = 0.5
 """The same after a hang: the other ranks hang, too, or their watchdogs have ended them by now."""
-TOLD_SECONDS = 60.0
+RESEND_SECONDS = 60.0
 """Time after which ranks that were told to save and end, and have not ended, are told again."""
 MOST_BURNT_STEPS = 8
 """Empty steps at the start of a requeued job, at most."""
@@ -104,8 +104,8 @@ class Supervisor:
                 failure = self.absent(members, nodes)
             failure = failure or await self.failure(step) or self.silence(self.members(step))
             # again after a while: Slurm may refuse a signal to a step that has just lost a node
-            if assigned and time.monotonic() - step.told_at > TOLD_SECONDS and await self.is_reduced(nodes):
-                step.told_at = time.monotonic()
+            if assigned and time.monotonic() - step.stop_sent_at > RESEND_SECONDS and await self.is_reduced(nodes):
+                step.stop_sent_at = time.monotonic()
                 await asyncio.to_thread(step.signal, self.policy.attempt.job, members[0].hello.step, "TERM")
             if any(member.trains for member in members):
                 await self.start_standby(step)
@@ -178,7 +178,7 @@ class Supervisor:
             return False
         held = scontrol.expand_nodes(job.detail)
         needed = list(dict.fromkeys([*nodes, job.batch_host]))
-        down = await asyncio.to_thread(scontrol.down_nodes, needed, silent=False)
+        down = await asyncio.to_thread(scontrol.down_nodes, needed, unresponsive=False)
         taken = [node for node in needed if node not in held or node in down]
         if taken:
             log(f"Slurm has taken {', '.join(taken)} from this job: the ranks save, and the run goes on without")

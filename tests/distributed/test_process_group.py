@@ -12,7 +12,7 @@ import torch.distributed as dist
 from motionmae.config import EngineConfig
 from motionmae.distributed import process_group
 from motionmae.distributed.process_group import init_distributed, use_interface_towards
-from motionmae.distributed.rendezvous import TORCHRUN, preflight_port, rank_environment, training_port
+from motionmae.distributed.rendezvous import TORCHRUN_VARIABLES, preflight_port, rank_environment, training_port
 from motionmae.distributed.store import create_store
 from motionmae.errors import UserError
 from tests.training.engine_workers import listening
@@ -156,7 +156,7 @@ def test_a_job_submitted_after_a_run_of_this_process_does_not_inherit_its_rank(
     two_gpus: dict[str, Any], monkeypatch: pytest.MonkeyPatch, fails: bool
 ):
     monkeypatch.setattr(dist, "destroy_process_group", lambda: two_gpus.update(destroyed=True))
-    for key in (*TORCHRUN, "GLOO_SOCKET_IFNAME"):
+    for key in (*TORCHRUN_VARIABLES, "GLOO_SOCKET_IFNAME"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # of the user
     before = dict(os.environ)

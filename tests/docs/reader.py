@@ -16,7 +16,7 @@ import pytest
 from tests.data.shard_server import serving
 from tests.docs.code_blocks import ROOT, Block, blocks_of, shell_lines
 from tests.docs.small_commands import small
-from tests.evaluation.davis.test_dataset import write_list, write_sequence
+from tests.evaluation.davis.sequences import write_list, write_sequence
 
 LINKS = {
     "data/k400": "toy", "SHARDS": "data/toy/val", "VIDEOS": "videos", "runs/NAME": "tiny_toy", "runs/A": "tiny_toy",

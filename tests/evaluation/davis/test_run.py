@@ -13,7 +13,7 @@ from motionmae.evaluation.davis import run as module
 from motionmae.evaluation.davis.dataset import read_sequences, write_mask
 from motionmae.evaluation.davis.frame_features import pixel_features
 from motionmae.evaluation.davis.run import FeatureExtractor, draw_overlays, open_features, segment, track
-from tests.evaluation.davis.test_dataset import write_list, write_sequence
+from tests.evaluation.davis.sequences import write_list, write_sequence
 
 REPEAT = FeatureExtractor(1, None)
 KEY = CacheKey("", "davis", {"features": "repeat"})
