@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.s3_server import s3_server
 from tests.data.shard_server import serving
 from tests.docs.code_blocks import ROOT, Block, blocks_of, shell_lines
 from tests.docs.small_commands import small
@@ -93,7 +94,7 @@ def new_reader(folder: Path) -> Iterator[Reader]:
         script = folder / "bin" / name
         script.write_text(f'#!/bin/sh\n{command} "$@"\n')
         script.chmod(0o755)
-    with serving(folder / "data/toy") as server, _s3() as endpoint:
+    with serving(folder / "data/toy") as server, s3_server() as endpoint:
         variables = {"AWS_ENDPOINT_URL": endpoint, **{f"AWS_{name}": value for name, value in CLOUD.items()}}
         names = {
             "https://data.example.org/toy": server.url,
@@ -122,17 +123,6 @@ def _put_own_files(folder: Path) -> None:
     (folder / "docs").mkdir()
     for name in ("evidence.json", "results.md"):
         shutil.copy(ROOT / "docs" / name, folder / "docs")
-
-
-@contextmanager
-def _s3() -> Iterator[str]:
-    """Yield the URL of an S3 server."""
-    moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 def _upload(folder: Path, endpoint: str) -> None:

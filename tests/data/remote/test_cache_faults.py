@@ -19,6 +19,7 @@ from motionmae.data.remote.file_systems import check_url
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.errors import UserError
 from tests.data.made_shards import flip_byte, make_shards, picture
+from tests.data.s3_server import s3_server
 
 COUNTS = (3, 2, 4)
 FRAMES = 8
@@ -266,20 +267,15 @@ class TestS3:
 
     @pytest.fixture
     def bucket(self, folder, data, monkeypatch):
-        moto = pytest.importorskip("moto.server")
         s3fs = pytest.importorskip("s3fs")
-        running = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-        running.start()
-        host, port = running.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         for key, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1")):
             monkeypatch.setenv(f"AWS_{key}", value)
-        bucket = s3fs.S3FileSystem(skip_instance_cache=True)
-        bucket.mkdir("clips")
-        bucket.put(f"{folder}/", "clips/toy/", recursive=True)
-        yield bucket
-        bucket.rm("clips", recursive=True)  # the next server of this process would still hold it
-        running.stop()
+        with s3_server() as url:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+            bucket = s3fs.S3FileSystem(skip_instance_cache=True)
+            bucket.mkdir("clips")
+            bucket.put(f"{folder}/", "clips/toy/", recursive=True)
+            yield bucket
 
     @pytest.fixture
     def s3(self, bucket, data):
