@@ -278,7 +278,8 @@ def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, 
         record = submit(arguments, site, config, record)
     except OSError as error:
         raise UserError(
-            f"{run} cannot be written ({error.strerror}): free some space, or set output_dir to a writable folder"
+            f"{error.filename or run} cannot be read or written ({error.strerror or error}): free some space, or set "
+            "output_dir to a writable folder"
         ) from error
     for line in describe(record, run, argv):
         say(line)

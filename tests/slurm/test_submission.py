@@ -357,7 +357,7 @@ def test_a_run_folder_that_cannot_be_written_is_one_sentence(
     (tmp_path / "runs").write_text("a file")
     status, _, error = _run(capsys, *LOCAL, f"output_dir={tmp_path}/runs", f"data.shards={shards}")
     assert (status, error.count("\n")) == (2, 1)
-    assert f"error: {tmp_path}/runs/demo cannot be written (" in error
+    assert f"error: {tmp_path}/runs/demo cannot be read or written (" in error
     assert "set output_dir to a writable folder" in error
 
 

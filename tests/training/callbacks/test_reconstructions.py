@@ -8,14 +8,22 @@ import cv2
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from motionmae.config import Config
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import EventLog, drop_repeated, read_rows
+from motionmae.training.callbacks import reconstructions as reconstruction_callback
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.setup import run_training
 from tests.training.launch import run_ranks, wait_until
 from tests.training.replacements import Told
 from tests.training.shards import STEPS, make_shards, tiny_run
+
+
+def _train_patiently(config: Config) -> EndReason:
+    """Train, and wait for the last picture as long as a busy machine takes to draw it."""
+    reconstruction_callback.LAST_SECONDS = 300.0
+    return run_training(config)
 
 
 @pytest.mark.long
@@ -26,7 +34,7 @@ def test_a_run_draws_its_reconstructions_and_trains_as_without(tmp_path: Path, z
     drawn = tiny_run(shards, tmp_path / "drawn", engine={"zero_stage": zero}, log=log, checkpoint={"keep_last": STEPS})
     plain = tiny_run(shards, tmp_path / "plain", engine={"zero_stage": zero})
     for config in (drawn, plain):
-        assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
+        assert run_ranks(2, _train_patiently, config) == [EndReason.FINISHED] * 2
     folder, other = (RunFolder(config.run_folder) for config in (drawn, plain))
     events = [row for row in read_rows(folder.events) if row["kind"] == "picture"]
     assert events[-1]["step"] == STEPS
