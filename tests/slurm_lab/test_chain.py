@@ -10,7 +10,7 @@ import pytest
 
 from tests.slurm_lab import faults
 from tests.slurm_lab.lab import Lab
-from tests.slurm_lab.runs import RATE, TrainingRun
+from tests.slurm_lab.runs import NO_STANDBY, RATE, TrainingRun
 from tests.training.shards import make_shards
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("lab")]  # the fixture skips if this machine cannot run a lab
@@ -19,7 +19,7 @@ STEPS = 60
 
 def _undisturbed(folder: Path, shards: Path) -> TrainingRun:
     with Lab(nodes=2, rate=RATE) as lab:
-        run = TrainingRun(lab, folder, shards, "--nodes", "2", steps=STEPS)
+        run = TrainingRun(lab, folder, shards, "--nodes", "2", NO_STANDBY, steps=STEPS)
         run.submit()
         run.finish()
     return run
@@ -28,7 +28,7 @@ def _undisturbed(folder: Path, shards: Path) -> TrainingRun:
 def _preempted_twice(folder: Path, shards: Path) -> tuple[TrainingRun, dict[str, str]]:
     """Killed at once by a preemption, twice, while ``--follow`` watches."""
     with Lab(nodes=2, rate=RATE, preempt_mode="CANCEL", grace_seconds=0) as lab:
-        run = TrainingRun(lab, folder, shards, "--nodes", "2", "--chain", "1", steps=STEPS)
+        run = TrainingRun(lab, folder, shards, "--nodes", "2", "--chain", "1", NO_STANDBY, steps=STEPS)
         printed = {"submit": run.submit()}
         follower = subprocess.Popen(
             lab.on_head(*run.command, "--follow"), env=lab.environment(), cwd=folder, stdout=subprocess.PIPE, text=True
@@ -67,7 +67,7 @@ def test_a_run_preempted_twice_under_cancel_finishes_by_itself(tmp_path: Path) -
 def test_cancelling_a_run_cancels_its_chain(tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "shards", samples=12)
     with Lab(nodes=2, preempt_mode="CANCEL") as lab:
-        run = TrainingRun(lab, tmp_path, shards, "--nodes", "2", "--chain", "2", steps=STEPS * 20)
+        run = TrainingRun(lab, tmp_path, shards, "--nodes", "2", "--chain", "2", NO_STANDBY, steps=STEPS * 20)
         run.submit()
         run.wait_for_steps(1)
         assert lab.run("scancel", "1").returncode == 0

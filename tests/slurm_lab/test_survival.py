@@ -84,7 +84,7 @@ def nodes_silent(folder: Path, shards: Path) -> RunResult:
 def split_brain(folder: Path, shards: Path) -> RunResult:
     """The only node of the run is cut off. The old ranks continue there, and new ranks start on another node."""
     with Lab(nodes=2, rate=SLOW_RATE) as lab:
-        run = TrainingRun(lab, folder, shards, "--nodes", "1", "--ntasks-per-node", "2")
+        run = TrainingRun(lab, folder, shards, "--nodes", "1", "--ntasks-per-node", "2", NO_STANDBY)
         run.submit()
         run.wait_for_steps(CHECKPOINT_STEPS + 2)
         return _end(run, [strike(run, faults.unplug, run.nodes()[0])], {})
@@ -93,7 +93,7 @@ def split_brain(folder: Path, shards: Path) -> RunResult:
 def preempted_without_a_signal(folder: Path, shards: Path) -> RunResult:
     """On a site without preempt_send_user_signal."""
     with Lab(nodes=2, user_signal=False, rate=RATE) as lab:
-        run = TrainingRun(lab, folder, shards, *TWO)
+        run = TrainingRun(lab, folder, shards, *TWO, NO_STANDBY)
         run.submit()
         run.wait_for_steps(4)
         return _end(run, [strike(run, faults.preempt, "")], {})
@@ -102,7 +102,7 @@ def preempted_without_a_signal(folder: Path, shards: Path) -> RunResult:
 def elastic(folder: Path, shards: Path) -> RunResult:
     """Stopped and submitted again with another number of nodes: 4, 2, 3."""
     with Lab(nodes=4, rate=RATE) as lab:
-        run = TrainingRun(lab, folder, shards)
+        run = TrainingRun(lab, folder, shards, NO_STANDBY)
         printed, damages = {}, []
         run.submit("--nodes", "4")
         for number, argv in ((2, ("--nodes", "2")), (3, ("--nodes", "3", "engine.micro_batch_size=4"))):
