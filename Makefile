@@ -50,7 +50,7 @@ $(VENV)/.%: pyproject.toml constraints.txt
 $(VENV)/.test: | system-packages  # pip builds FFCV against some of them
 
 # What the tests run for real: a Slurm cluster in network namespaces, ffmpeg as the judge of our decoding, Prometheus, a
-# browser, and FFCV's libraries (without them FFCV cannot be built: see docs/ffcv.md).
+# browser, and FFCV's libraries (without them FFCV cannot be built: see docs/data/ffcv.md).
 system-packages:
 	@missing=$$(for p in $(SYSTEM_PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -z "$$missing" ]; then exit 0; fi; \

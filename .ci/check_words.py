@@ -48,7 +48,7 @@ fruitless|renumber_step|\\bconclude\\w*\\( -> failures_without_progress, burn_st
 read_story|\\b[Ss]tory\\b|\\b[Ss]tories\\b -> RunHistory
 [Ll]edger|\\bthe books\\b -> GoodputTracker, totals
 RankSink|\\bmonitored\\( -> RankMetrics
-monitoring[./](catalogue|sink|snapshots|session|work|endings)\\b -> docs/architecture.md
+monitoring[./](catalogue|sink|snapshots|session|work|endings)\\b -> docs/reference/architecture.md
 Neighbours\\b|mean_prediction\\b -> KnnResult, mean_baseline
 evaluation[./](recognition|identity|pretrained|pictures)\\b -> multiview_test, cache_key, load_model, reconstructions
 \\b[Ll]isting\\b|\\b[Tt]ally\\b|passed_over|passed over -> Split, Counts, skipped

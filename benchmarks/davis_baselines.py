@@ -1,6 +1,6 @@
-"""Scores of the DAVIS-2017 baselines that a trained encoder must beat, as a table for docs/davis.md.
+"""Scores of the DAVIS-2017 baselines that a trained encoder must beat, as a table for docs/train/davis.md.
 
-    python -m benchmarks.davis_baselines --davis DAVIS --protocol dino --markdown docs/davis_baselines.md
+    python -m benchmarks.davis_baselines --davis DAVIS --protocol dino --markdown davis_baselines.md
 
 The rows are the first mask repeated, the raw pixels of each 16 x 16 cell, and a ViT with random weights and each of
 --adapters. The folder --out keeps the masks, so that the same command continues an interrupted run.

@@ -1,7 +1,7 @@
 """Compare make_shards with the decoding of the ffmpeg program, for every file of a folder, and write a table.
 
 Examples:
-  python -m benchmarks.decoding --videos VIDEOS --out docs/decoding.md
+  python -m benchmarks.decoding --videos VIDEOS --out docs/data/decoding.md
 
 The row of a quarantined file gives the reason. The row of a stored file gives the number of stored frames and of
 ffmpeg's frames, the stored size, and the PSNR in dB of the first and the last stored frame compared with ffmpeg's, for
@@ -61,7 +61,7 @@ dB or more to JPEGs of ffmpeg's planes. Flow fields differ by 0.016 pixels at mo
 
 ## Files
 
-Written by `python -m benchmarks.decoding --videos VIDEOS --out docs/decoding.md`. Tests check the same files.
+Written by `python -m benchmarks.decoding --videos VIDEOS --out docs/data/decoding.md`. Tests check the same files.
 
 | file | outcome | frames, stored / ffmpeg | size | codec | PSNR brightness, first / last | PSNR colours, first / last |
 |---|---|---|---|---|---|---|

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 _CHECK_EVERY = 64  # stored frames
-_REMEDY = "use --segment-seconds or --clips, or a larger --stride or smaller --short-side (docs/data.md, Long videos)"
+_REMEDY = "use --segment-seconds or --clips, or a larger --stride or smaller --short-side (docs/data/long_videos.md)"
 
 
 class SizeLimit:

@@ -1,4 +1,4 @@
-"""Definitions of all metrics. The exporter, docs/metrics.md and the checks of rules and dashboards use them.
+"""Definitions of all metrics. The exporter, docs/reference/metrics.md and the checks of rules and dashboards use them.
 
 To export a number that training writes to metrics.jsonl, add one definition with the number's key in ``row_keys``. No
 other change is needed.
@@ -189,9 +189,9 @@ METRICS = {metric.name: metric for group in GROUPS.values() for metric in group}
 
 
 def markdown() -> str:
-    """Return the text of docs/metrics.md."""
+    """Return the text of docs/reference/metrics.md."""
     lines = [
-        "# Metrics", "", "Generated: `python -m monitoring.metric_definitions > docs/metrics.md`.", "",
+        "# Metrics", "", "Generated: `python -m monitoring.metric_definitions > docs/reference/metrics.md`.", "",
         "Prometheus adds `run` and `instance` (`RUN/NODE`), which stay the same after a requeue.", "",
     ]  # fmt: skip
     for title, group in GROUPS.items():
@@ -205,9 +205,10 @@ def markdown() -> str:
 
 
 def main() -> int:
-    """Print the text of docs/metrics.md, made from the definitions."""
+    """Print the text of docs/reference/metrics.md, made from the definitions."""
     argparse.ArgumentParser(
-        prog="python -m monitoring.metric_definitions", description="Print docs/metrics.md, the list of all metrics."
+        prog="python -m monitoring.metric_definitions",
+        description="Print docs/reference/metrics.md, the list of all metrics.",
     ).parse_args()
     say(markdown(), keep=LINES, end="")
     return 0

@@ -1,6 +1,6 @@
 """MotionMAE: masked autoencoding of appearance and motion in video, and the distributed system around it.
 
-Use from Python (docs/python.md)::
+Use from Python (docs/use/python.md)::
 
     import motionmae
 

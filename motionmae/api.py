@@ -1,4 +1,4 @@
-"""Python interface: `motionmae.load(WEIGHTS)` returns a :class:`Model`. See docs/python.md.
+"""Python interface: `motionmae.load(WEIGHTS)` returns a :class:`Model`. See docs/use/python.md.
 
 Names without a leading underscore in this module and in :mod:`motionmae` keep their meaning between releases.
 """
@@ -163,7 +163,7 @@ def load(
     """Load a model from a run, a checkpoint, an export, a Hugging Face VideoMAE folder or a released file.
 
     Args:
-        weights: path, or name of the config of a run in `runs/` (docs/weights.md lists all forms).
+        weights: path, or name of the config of a run in `runs/` (docs/use/weights.md lists all forms).
         step: step of the checkpoint of a run, or `best`; by default the newest.
         device: auto (a GPU if there is one), cpu or cuda.
         settings: changes of how the model is used, such as ``{"clip.stride": 2, "data.sampling": "segments"}``.

@@ -44,7 +44,7 @@ examples:
   motionmae submit --cluster local --config demo data.shards=/data/toy --follow
 
 The same command resumes a run that has ended, and with --follow attaches to a run that is active.
-~/.config/motionmae/site.yaml holds the settings that all your runs share (docs/survival.md)."""
+~/.config/motionmae/site.yaml holds the settings that all your runs share (docs/operate/site.md)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

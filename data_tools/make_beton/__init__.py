@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from motionmae.data.ffcv.field import ClipField
 
 _DESCRIPTION = """\
-Write a folder of shards as one FFCV file (.beton) for the local disk of a node (docs/ffcv.md).
+Write a folder of shards as one FFCV file (.beton) for the local disk of a node (docs/data/ffcv.md).
 
 The frames are checked and copied unchanged, in the order of sample ids. A run with data.beton gets the same clips as
 from the shards. With --raw, frames that are JPEGs are stored as pixels, which load several times as fast. The file

@@ -51,12 +51,12 @@ examples:
   a large set on 16 machines with a shared disk: parts 0 to 15, then the manifest (on Slurm: motionmae shards submit):
     motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2 --part 0/16
     motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2
-  Kinetics-600 and 700, Moments, Diving48, Jester, ActivityNet, HACS, EPIC-KITCHENS: the table in docs/data.md
-  long videos, in segments of ten seconds that are samples of their own (docs/data.md):
+  Kinetics-600 and 700, Moments, Diving48, Jester, ActivityNet, HACS, EPIC-KITCHENS: the table in docs/data/data_sets.md
+  long videos, in segments of ten seconds that are samples of their own (docs/data/long_videos.md):
     motionmae shards make folder --videos EGO4D --out data/ego4d --segment-seconds 10
-  pictures beside videos, each a clip without motion (docs/data.md):
+  pictures beside videos, each a clip without motion (docs/data/shards.md):
     motionmae shards make folder --videos PICTURES --out data/pictures --images
-  tars of videos, as img2dataset and video2dataset write them (docs/data.md):
+  tars of videos, as img2dataset and video2dataset write them (docs/data/data_sets.md):
     motionmae shards make webdataset --shards 'WEBVID/{00000..00099}.tar' --out data/webvid
   any folder: with train.csv / val.csv ("path label" lines), with class folders, or flat:
     motionmae shards make folder --videos VIDEOS --out data/mine
@@ -84,12 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     frame("--short-side", type=int, help="pixels, overrides the preset; smaller videos keep theirs")
     frame("--quality", type=int, help="JPEG quality, overrides the preset")
     frame("--chroma", choices=("420", "444"), help="chroma subsampling, overrides the preset; 444 has none")
-    frame("--raw", action="store_true", help="store pixels: 13 times the bytes, half the CPU to load (docs/data.md)")
+    frame("--raw", action="store_true", help="store pixels: 13 times the bytes, half the CPU to load")
     frame("--stride", type=int, default=frames.stride, help="store one of this many frames (%(default)s: all)")
     frame("--clips", type=int, default=frames.clips, help="stored windows of each video (%(default)s: the whole video)")
     frame("--window", type=int, default=frames.window, help="source frames of a window (%(default)s)")
     frame("--segment-seconds", type=float, default=0, metavar="S", help="cut videos into samples of S seconds (whole)")
-    frame("--images", action="store_true", help="folder: also store pictures, as samples of one frame (docs/data.md)")
+    frame("--images", action="store_true", help="folder: also store pictures, as samples of one frame")
     frame("--flow", type=int, default=frames.flow, metavar="FRAMES", help="distance of stored optical flow (none)")
     frame("--samples-per-shard", type=int, help="videos or segments per shard (64, or fewer videos to get 16 shards)")
     frame("--seed", type=int, default=0, help="seed of the order of videos (%(default)s)")

@@ -6,7 +6,7 @@ from motionmae.data.shards.manifest import Chroma
 
 
 class Preset(NamedTuple):
-    """Size and encoding of stored frames. docs/data.md has the measurements."""
+    """Size and encoding of stored frames. docs/data/shards.md has the measurements."""
 
     short_side: int  # pixels
     quality: int  # JPEG quality
@@ -30,5 +30,5 @@ def describe() -> str:
         for name, one in PRESETS.items()
     ]
     return "\n".join(
-        ("presets (kB a frame, PSNR of a training crop; Kinetics clips of 340 x 256; docs/data.md has others):", *rows)
+        ("presets (kB a frame, PSNR of a training crop; Kinetics, 340 x 256; docs/data/shards.md has others):", *rows)
     )

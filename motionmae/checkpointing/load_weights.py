@@ -46,7 +46,7 @@ class Weights:
 
 
 def load_state(source: str | Path) -> Weights:
-    """Load weights on the CPU from any source that docs/weights.md lists.
+    """Load weights on the CPU from any source that docs/use/weights.md lists.
 
     Raises:
         UserError: there are no weights, the weights are damaged, or the model is unknown.

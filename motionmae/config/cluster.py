@@ -107,7 +107,7 @@ def _one_address(address: str) -> str:
 
 
 class MonitoringConfig(Section):
-    """Exporter that Prometheus scrapes, one process per node (docs/monitoring.md)."""
+    """Exporter that Prometheus scrapes, one process per node (docs/operate/monitoring.md)."""
 
     enabled: bool = True
     """Start an exporter on every node."""

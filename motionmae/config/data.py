@@ -39,7 +39,7 @@ Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 
 
 class SourceConfig(Section):
-    """Folder of shards that a run mixes with others (docs/data.md, mixtures)."""
+    """Folder of shards that a run mixes with others (docs/data/mixtures.md)."""
 
     path: Annotated[PathOrUrl, AfterValidator(known_scheme)]
     """Folder or URL of the shards."""
@@ -88,13 +88,14 @@ class DataConfig(Section):
         Field(json_schema_extra={"path": "url", "on_resume": "may_change_result"}),
     ] = ""
     """Folder of the shards, which holds manifest.json: a path, or an http, https or s3 URL. A list of folders is a
-    mixture: `[{path: FOLDER, weight: 3}, ...]`, with `passes` in place of `weight`, or with neither (docs/data.md)."""
+    mixture: `[{path: FOLDER, weight: 3}, ...]`, with `passes` in place of `weight`, or with neither
+    (docs/data/mixtures.md)."""
     mixture_temperature: PositiveFloat = 1.0
     """Mixture without weights and passes: folders of n samples have shares in proportion to n^(1/temperature). 1: by
     their sizes; larger values: more alike."""
     cache: Annotated[NodePath, MAY_CHANGE] = ""
     """Folder on the node's local disk for copies of remote shards, shared by all runs of a user. The node expands
-    variables of folders, user and job: `$TMPDIR`, `$USER` (docs/security.md). Empty: motionmae-cache-UID in
+    variables of folders, user and job: `$TMPDIR`, `$USER` (docs/operate/security.md). Empty: motionmae-cache-UID in
     the system's temporary folder."""
     cache_gb: Annotated[PositiveFloat, MAY_CHANGE] = 100.0
     """Maximum size of the cache in GB; least recently used shards are deleted first. Two shuffle windows must fit."""
@@ -105,8 +106,8 @@ class DataConfig(Section):
     downloads: Annotated[NonNegativeInt, MAY_CHANGE] = 4
     """Remote shards that a rank downloads ahead at the same time. 0: a shard is downloaded when a clip needs it."""
     beton: Annotated[NodePath, MAY_CHANGE_RESULT] = ""
-    """FFCV file with the clips of the shards, written by `motionmae shards beton` (docs/ffcv.md). Of ``shards`` only
-    manifest.json is then needed. The node expands variables as in `cache`. Empty: clips are read from shards."""
+    """FFCV file with the clips of the shards, written by `motionmae shards beton` (docs/data/ffcv.md). Of ``shards``
+    only manifest.json is then needed. The node expands variables as in `cache`. Empty: clips are read from shards."""
     sampling: Literal["dense", "segments"] = "dense"
     """dense: frames clip.stride apart. segments: one frame from each of clip.frames equal parts of the video
     (fine-tuning on SSv2)."""

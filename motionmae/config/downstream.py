@@ -21,7 +21,7 @@ class FinetuneConfig(Section):
     tokens or on tokens pooled by trained attention."""
     init: Annotated[WeightsPath, AfterValidator(not_empty), MAY_CHANGE_RESULT] = "scratch"
     """Initial weights of the encoder: a run folder, a checkpoint folder, an exported or released file
-    (docs/weights.md), or scratch."""
+    (docs/use/weights.md), or scratch."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
     """Factor on the learning rate from each layer to the layer below it."""
     drop_path: Fraction = 0.1

@@ -100,13 +100,13 @@ class ModelConfig(Section):
     """Overrides the preset's number of heads of each decoder; 0 keeps it."""
     decoder_init: Literal["xavier", "local"] = "xavier"
     """Initial weights of the decoders. xavier: random (VideoMAE). local: masked cubes attend to visible cubes nearby,
-    and predictions are near zero (docs/notes/time_head.md). It needs pos_embed=separate."""
+    and predictions are near zero (docs/measurements/notes/time_head.md). It needs pos_embed=separate."""
     pos_embed: Literal["sinusoidal", "separate", "learnable"] = "sinusoidal"
     """sinusoidal: fixed, over flattened positions (VideoMAE). separate: fixed, with channels for time, row and column
-    (V-JEPA); small models learn much sooner with it (docs/results.md). learnable: trained (section 3)."""
+    (V-JEPA); small models learn much sooner with it (docs/measurements/results.md). learnable: trained (section 3)."""
     patch_embed_init: Literal["xavier", "pytorch", "whitened"] = "xavier"
     """Initial projection of cubes. xavier: on the flattened kernel. pytorch: torch's default, as in VideoMAE. whitened:
-    random weights that amplify motion and detail against brightness (docs/notes/time_head.md)."""
+    random weights that amplify motion and detail against brightness (docs/measurements/notes/time_head.md)."""
     activation_checkpointing: Annotated[Literal["none", "full", "every_n"], MAY_CHANGE] = "none"
     """Blocks that the backward pass recomputes. full: every block. every_n: every ``checkpoint_every``-th block."""
     checkpoint_every: Annotated[PositiveInt, MAY_CHANGE] = 2
@@ -165,7 +165,7 @@ class MaskConfig(Section):
     """Share of the cubes that are masked."""
     decoder_ratio: Annotated[float, AfterValidator(_running_cells)] = 0.0
     """Share of the cubes that decoders skip in training by the running cells of VideoMAEv2: 0, 0.25, 0.5 or 0.75. It
-    saves time and departs from the paper (docs/performance.md). Pictures reconstruct all masked cubes."""
+    saves time and departs from the paper (docs/measurements/performance.md). Pictures reconstruct all masked cubes."""
 
 
 class TargetConfig(Section):

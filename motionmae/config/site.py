@@ -1,4 +1,4 @@
-"""Site file: settings of a cluster that every submission shares (docs/survival.md has an example)."""
+"""Site file: settings of a cluster that every submission shares (docs/operate/site.md has an example)."""
 
 from pathlib import Path
 from typing import Any

@@ -73,7 +73,7 @@ class EngineConfig(Section):
     """Compile the model with torch.compile."""
     deterministic: bool = False
     """Use only deterministic kernels of torch: the same ranks give the same bits, and GPUs are slower. Operators
-    without such a kernel raise an error (docs/survival.md)."""
+    without such a kernel raise an error (docs/operate/survival.md)."""
 
     def check(self) -> None:
         if self.reduce_dtype == "bf16" and self.precision == "fp16":
@@ -94,10 +94,11 @@ class CheckpointConfig(Section):
 
     every_steps: PositiveInt | Literal["auto"] = 500
     """Steps between checkpoints. auto: the interval that wastes the least time, from the measured times of a save and a
-    step and from the rate of failures; at first 100 steps, then between a minute and an hour (docs/survival.md)."""
+    step and from the rate of failures; at first 100 steps, then between a minute and an hour
+    (docs/operate/checkpoints.md)."""
     memory_every_steps: NonNegativeInt = 100
     """Steps between copies of the state in the memory of its own and of one other node, from which a resume loses fewer
-    steps; 0 disables them, and so does an interval that is not below `every_steps` (docs/survival.md)."""
+    steps; 0 disables them, and so does an interval that is not below `every_steps` (docs/operate/checkpoints.md)."""
     keep_last: Annotated[int, Field(ge=2)] = 3
     """Number of newest checkpoints to keep."""
     keep_every: NonNegativeInt = 0

@@ -9,7 +9,7 @@ from motionmae.config.section import MAY_CHANGE_RESULT, PathOrUrl, Section, refu
 
 
 class ValidationConfig(Section):
-    """Validation while training (docs/validation.md). It never changes the weights that a step gives."""
+    """Validation while training (docs/train/validation.md). It never changes the weights that a step gives."""
 
     shards: Annotated[PathOrUrl, AfterValidator(known_scheme)] = ""
     """Folder or URL of held-out shards. Empty: no validation."""

@@ -2,9 +2,9 @@
 
 simplejpeg decodes a frame, down to the last row of the crop, into a scratch buffer of the thread. OpenCV then resizes
 the crop directly into the batch. Both libraries release the GIL. Measured alternatives were slower or worse
-(docs/notes/data.md): other decoders, scaled inverse DCTs, lossless cropping before decoding. Chroma is upsampled
-without interpolation, which is 7 % faster and closer to ffmpeg's RGB of the same video (40.1 instead of 39.8 dB PSNR
-over Kinetics clips).
+(docs/measurements/notes/stored_frames.md): other decoders, scaled inverse DCTs, lossless cropping before decoding.
+Chroma is upsampled without interpolation, which is 7 % faster and closer to ffmpeg's RGB of the same video (40.1
+instead of 39.8 dB PSNR over Kinetics clips).
 """
 
 import struct

@@ -192,7 +192,7 @@ def reachable_master(host: str) -> str:
             return address
     raise UserError(
         f"MASTER_ADDR={host} resolves to {own} on {socket.gethostname()}, and no other node can reach it: correct "
-        "/etc/hosts on rank 0's node, or set MASTER_ADDR to an address in the cluster's network (docs/survival.md)"
+        "/etc/hosts on rank 0's node, or set MASTER_ADDR to an address in the cluster's network (docs/operate/site.md)"
     )
 
 

@@ -261,8 +261,8 @@ def keep_freed_memory() -> None:
 
     By default glibc maps blocks beyond 32 MiB anew for each allocation and returns the end of the heap to the kernel.
     Activations and gradients are allocated in every step, and the kernel zeroes their pages each time. Keeping them
-    halves DeepSpeed's share of a step on a CPU and shortens the model's share by some per cent (docs/performance.md).
-    If the environment sets MALLOC_* or GLIBC_TUNABLES, nothing is changed.
+    halves DeepSpeed's share of a step on a CPU and shortens the model's share by some per cent
+    (docs/measurements/performance.md). If the environment sets MALLOC_* or GLIBC_TUNABLES, nothing is changed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl and macOS have none
     if mallopt and not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):

@@ -32,7 +32,7 @@ def export(
     """Export weights and return the files.
 
     Args:
-        source: any weights (docs/weights.md); of a run, the checkpoint of ``step``, or the newest one.
+        source: any weights (docs/use/weights.md); of a run, the checkpoint of ``step``, or the newest one.
         kind: safetensors or hf.
         license_: SPDX identifier for the model card; by default that of this project for a run, and `other` for
             weights of another origin.

@@ -21,7 +21,7 @@ from motionmae.runs.checkpoint_manifest import MANIFEST, STATE
 from motionmae.runs.directory import RunFolder
 from motionmae.text import excerpt
 
-FORMS = "a run, a checkpoint folder, an export, a Hugging Face VideoMAE folder or a released file (docs/weights.md)"
+FORMS = "a run, a checkpoint folder, an export, a Hugging Face VideoMAE folder or a released file (docs/use/weights.md)"
 _SETTABLE = ("clip.", "model.", "test.")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 

@@ -1,1 +1,1 @@
-"""Checks of training on this machine's GPUs, for `motionmae doctor gpu` (docs/gpu.md)."""
+"""Checks of training on this machine's GPUs, for `motionmae doctor gpu` (docs/operate/gpu.md)."""

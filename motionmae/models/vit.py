@@ -26,9 +26,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return softmax(q k^T / sqrt(D)) v. q and the result are (B, heads, Q, D), k and v are (B, heads, K, D).
 
     torch's fused kernels compute it, except for training in bfloat16 on a CPU. There, torch's flash kernel runs its
-    backward pass in float32, and a training step takes 1.4 to 1.5 times as long (docs/notes/performance.md). Plain
-    matrix products use the bfloat16 units in both directions. Like VideoMAE's own code, they store the attention
-    weights for the backward pass: B * heads * Q * K values per block.
+    backward pass in float32, and a training step takes 1.4 to 1.5 times as long
+    (docs/measurements/notes/performance.md). Plain matrix products use the bfloat16 units in both directions. Like
+    VideoMAE's own code, they store the attention weights for the backward pass: B * heads * Q * K values per block.
     """
     trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if not (trained and q.device.type == "cpu" and q.dtype == torch.bfloat16):

@@ -153,7 +153,7 @@ class TestSizeLimit:
         monkeypatch.setattr(decode, "_count_packets", lambda *_: 450)
         frames, message = self.find(path, monkeypatch, 0.4)
         assert frames <= 80
-        for remedy in ("--segment-seconds", "--clips", "--stride", "--short-side", "docs/data.md"):
+        for remedy in ("--segment-seconds", "--clips", "--stride", "--short-side", "docs/data/long_videos.md"):
             assert remedy in message
         assert "its 450 frames would take about" in message
 

@@ -120,9 +120,9 @@ def _put_own_files(folder: Path) -> None:
         (folder / name).symlink_to(target)
     write_sequence(folder / "DAVIS", "walk", 3, 3, (120, 160))
     write_list(folder / "DAVIS", "walk")
-    (folder / "docs").mkdir()
+    (folder / "docs/measurements").mkdir(parents=True)
     for name in ("evidence.json", "results.md"):
-        shutil.copy(ROOT / "docs" / name, folder / "docs")
+        shutil.copy(ROOT / "docs/measurements" / name, folder / "docs/measurements")
 
 
 def _upload(folder: Path, endpoint: str) -> None:

@@ -94,5 +94,5 @@ def test_a_machine_without_a_gpu_fails_and_says_why(tmp_path: Path) -> None:
 
 
 def test_the_documentation_names_every_check() -> None:
-    text = (ROOT / "docs/gpu.md").read_text()
+    text = (ROOT / "docs/operate/gpu.md").read_text()
     assert [name for name in BY_NAME if f"`{name}`" not in text] == []

@@ -7,8 +7,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_page_is_up_to_date():
-    assert (ROOT / "docs/metrics.md").read_text() == markdown(), (
-        "run: python -m monitoring.metric_definitions > docs/metrics.md"
+    assert (ROOT / "docs/reference/metrics.md").read_text() == markdown(), (
+        "run: python -m monitoring.metric_definitions > docs/reference/metrics.md"
     )
 
 

@@ -136,10 +136,10 @@ def test_rules_use_defined_metrics_and_labels():
 
 
 def test_every_alert_has_all_annotations_and_a_runbook_section():
-    page = (ROOT / "docs/runbook.md").read_text()
+    page = (ROOT / "docs/operate/runbook.md").read_text()
     anchors = {heading.strip().lower() for heading in re.findall(r"^## (.+)$", page, re.MULTILINE)}
     for alert in alerts():
         assert set(alert["annotations"]) == {"summary", "causes", "next", "runbook"}
         assert alert["labels"]["severity"] in ("warning", "critical")
-        assert alert["annotations"]["runbook"] == f"docs/runbook.md#{alert['alert'].lower()}"
+        assert alert["annotations"]["runbook"] == f"docs/operate/runbook.md#{alert['alert'].lower()}"
     assert anchors == {alert["alert"].lower() for alert in alerts()}

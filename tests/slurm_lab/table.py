@@ -1,4 +1,4 @@
-"""Make the table of docs/survival.md from the measurements of the tests.
+"""Make the table of docs/measurements/faults.md from the measurements of the tests.
 
 Example::
 

@@ -1,4 +1,4 @@
-"""Restarts inside the allocation: the faults of the table "Restarts inside the allocation" in docs/survival.md.
+"""Restarts inside the allocation: the faults of the table of that name in docs/measurements/faults.md.
 
 The costs are written to the file that the variable SURVIVAL_JSON names, as in test_survival.py.
 """

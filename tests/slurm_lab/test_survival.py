@@ -1,7 +1,7 @@
 """Training runs in the lab, submitted with slurm/submit.py, which suffer several faults until they finish.
 
 The runs are concurrent, because they mostly wait. If the variable SURVIVAL_JSON names a file, the costs of the faults
-are written there; ``python -m tests.slurm_lab.table FILE`` turns them into the table of docs/survival.md.
+are written there; ``python -m tests.slurm_lab.table FILE`` turns them into the table of docs/measurements/faults.md.
 """
 
 import json

@@ -2,7 +2,7 @@ from motionmae.training.nonfinite import SkippedStep, count_skipped, may_roll_ba
 from motionmae.training.state import TrainState
 
 LOSS = SkippedStep("loss", [3], [17, 42, 5, 6, 7])
-BUDGET, WINDOW = 10, 1000  # as docs/survival.md says
+BUDGET, WINDOW = 10, 1000  # as in motionmae/training/nonfinite.py
 
 
 def test_one_more_than_the_budget_within_the_window_is_too_many():

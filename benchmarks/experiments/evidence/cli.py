@@ -30,8 +30,8 @@ _EXAMPLES = """\
 examples (EVIDENCE stands for `python -m benchmarks.experiments.evidence`):
   EVIDENCE                                                                # all trials, the most informative first
   EVIDENCE --arm both --seed 1 --use finetune10                           # one trial
-  EVIDENCE --known docs/evidence.json --json docs/evidence.json           # only trials without a known result
-  EVIDENCE --collect --known docs/evidence.json --write docs/results.md   # update the table in the page
+  EVIDENCE --known FILE --json FILE    # only trials without a known result; FILE is docs/measurements/evidence.json
+  EVIDENCE --collect --known FILE --write docs/measurements/results.md    # update the table in the page
   EVIDENCE --arm scratch both --seed 0 --use finetune10 --train 140 --val 70 --work runs/try -- optim.epochs=4 \\
       optim.warmup_epochs=1 optim.global_batch_size=4 engine.micro_batch_size=4         # a test run of some minutes"""
 

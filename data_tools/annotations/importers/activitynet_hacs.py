@@ -6,7 +6,7 @@ is one sample with the class of most of its annotated time.
 
 ``HACS_clips_v1.1.1.csv`` has the columns classname, youtube_id, subset, start, end, label. Rows with the label 1 are
 clips of two seconds, and -1 marks clips without the action. The clips are cut from the videos as ``ID_START_END.mp4``
-(docs/data.md).
+(docs/data/data_sets.md).
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Read EPIC-KITCHENS-100: ``EPIC_100_{train,validation}.csv`` with the classes of verbs or of nouns.
 
-A row is an action, which is cut from the video as ``NARRATION_ID.mp4`` (docs/data.md). The classes are in
+A row is an action, which is cut from the video as ``NARRATION_ID.mp4`` (docs/data/data_sets.md). The classes are in
 ``EPIC_100_verb_classes.csv`` and ``EPIC_100_noun_classes.csv`` (or ``_v2``), with the columns id and key. The actions
 of ``EPIC_100_test_timestamps.csv`` have no classes.
 """

@@ -1,7 +1,7 @@
 """Read Jester and Something-Something V1: ``NAME-v1-{train,validation,test,labels}.csv``.
 
 Lines are "ID;CLASS" (test: "ID"). The file of the labels has a class per line, which is numbered by its place. The data
-sets come as folders of frames, of which ffmpeg makes videos ``ID.mp4`` (docs/data.md).
+sets come as folders of frames, of which ffmpeg makes videos ``ID.mp4`` (docs/data/data_sets.md).
 """
 
 from collections.abc import Callable

@@ -23,8 +23,8 @@ _MINUTES = 8.0
 _DESCRIPTION = """\
 Check training on this machine's GPUs, and measure its speed: libraries, kernels, arithmetic, checkpoints, memory,
 loader, faults. The measured speeds go to ~/.cache/motionmae/gpu.json, where `motionmae plan` finds them. Each check has
-a time limit and runs in a process of its own or in one that is replaced after a failure. docs/gpu.md explains the
-figures."""
+a time limit and runs in a process of its own or in one that is replaced after a failure. docs/operate/gpu.md explains
+the figures."""
 _EPILOG = """\
 examples:
   motionmae doctor gpu --json gpu.json

@@ -174,7 +174,7 @@ def test_runs_are_made_once_and_what_needs_a_failed_one_is_left_out(tmp_path: Pa
 
 
 def test_the_published_figures_belong_to_the_committed_configs():
-    published = json.loads((Path(__file__).parents[3] / "docs/evidence.json").read_text())
+    published = json.loads((Path(__file__).parents[3] / "docs/measurements/evidence.json").read_text())
     for record in published:
         trial = Trial(record["arm"], record["seed"], record["use"])
         assert Experiment(Path("work")).jobs(trial)[-1].config.name == record["run"]

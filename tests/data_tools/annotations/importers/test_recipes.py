@@ -1,4 +1,4 @@
-"""The recipes of docs/data.md make the files that the importers find. The numbers of frames are arithmetic."""
+"""The recipes of docs/data/data_sets.md make the files that importers find. The numbers of frames are arithmetic."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ from data_tools.annotations import READERS, read_split
 from tests.data_tools.annotations.files import facts, write
 from tests.data_tools.videos import draw_frames, ffmpeg_count, write_video
 
-PAGE = (Path(__file__).resolve().parents[4] / "docs" / "data.md").read_text()
+PAGE = (Path(__file__).resolve().parents[4] / "docs/data/data_sets.md").read_text()
 
 
 def recipe(language, word):
@@ -19,7 +19,7 @@ def recipe(language, word):
 
 
 def test_every_data_set_is_in_the_table():
-    table = PAGE.partition("### Data sets")[2].partition("\nVideos are found")[0]
+    table = PAGE.partition("## Public data sets")[2].partition("\nVideos are found")[0]
     assert [name for name in READERS if f"`{name}" not in table] == []
 
 
