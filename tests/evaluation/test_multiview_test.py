@@ -189,6 +189,15 @@ def test_classes_are_matched_by_name_and_unknown_ones_refused(
     assert "has no class" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--clips", "--crops"])
+def test_a_number_of_views_that_is_zero_is_refused(
+    trained: Config, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not taken for an option that is missing."""
+    assert main(["test", str(Path(trained.output_dir) / trained.name), option, "0"]) == 2
+    assert f"test.{option[2:]}" in capsys.readouterr().err
+
+
 def test_classes_in_another_order_are_scored_by_their_names(trained: Config, tmp_path: Path):
     """Shards number the classes backwards: class k of them is class 5 - k of the model."""
     shards = make_shards(tmp_path / "val", samples=8, classes=CLASSES)

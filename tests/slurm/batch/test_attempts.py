@@ -327,6 +327,23 @@ def test_what_a_discarded_step_leaves_is_gone_before_new_ranks_start(
     assert supervisor._tasks == set()
 
 
+@pytest.mark.parametrize(("is_lost", "seconds"), [(False, 60.0), (True, 3.0)])
+def test_srun_of_a_finished_run_gets_a_minute_unless_a_node_is_lost(
+    policy: RequeuePolicy, monkeypatch: pytest.MonkeyPatch, is_lost: bool, seconds: float
+) -> None:
+    """It waits for lost nodes, which will not answer."""
+    waited: list[tuple[int, float]] = []
+
+    async def end(step: Step, limit: float) -> None:
+        waited.append((step.launch, limit))
+
+    monkeypatch.setattr(Step, "end", end)
+    supervisor = _supervisor(policy, _member(1), _member(2, lost=is_lost))
+    supervisor.standby = Step(2, [], True)
+    asyncio.run(supervisor.dismiss(Step(1, ["node1", "node2"], False)))
+    assert waited == [(1, seconds), (2, seconds)]
+
+
 def test_a_member_waits_for_a_change_or_a_second(policy: RequeuePolicy) -> None:
     async def run() -> tuple[float, float]:
         supervisor = _supervisor(policy)
