@@ -1,3 +1,4 @@
+import argparse
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ from PIL import Image
 
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, drop_repeated, read_rows
-from slurm import code_snapshot
+from slurm import code_snapshot, demo
 from tests.slurm.fakes.jobs import ROOT
 
 
@@ -65,3 +66,16 @@ def test_the_demo_trains_is_preempted_loses_nothing_and_starts_from_what_is_ther
     assert {name: _cell(again, name) for name in shown} == shown
     assert _cell(again, "loss, time head") == _cell(first, "loss, time head")
     assert [row["kind"] for row in read_rows(run.events)].count(Kind.PREEMPTION.value) == 1
+
+
+@pytest.mark.parametrize(("ends", "status"), [("exit 1", 1), ("exit 2", 2), ("kill -KILL $$", -9)])
+def test_the_demo_ends_with_the_first_step_that_fails(
+    ends: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "PROGRAM", ("sh", "-c", f"echo $0 $1 >> steps; {ends}"))
+    demo.VIDEOS.mkdir(parents=True)
+    (demo.VIDEOS / "damaged.mp4").touch()
+    assert demo.run(argparse.Namespace()) == 1
+    assert Path("steps").read_text() == "shards toy\n"
+    assert f"error: this step of the demo failed with status {status}: " in capsys.readouterr().out

@@ -10,8 +10,11 @@ import submitit
 from submitit.core.utils import UncompletedJobError
 
 from motionmae.config import load_config
-from slurm import job, scontrol
+from motionmae.runs.end_reason import EndReason
+from slurm import job, preflight, scontrol
+from slurm.attempt_log import AttemptLog
 from slurm.job import TrainJob, rendezvous
+from slurm.preflight import BadNode, Unreachable
 from tests.slurm.fakes.controller import Controller
 
 _SLURM = {
@@ -109,6 +112,40 @@ def test_submitting_needs_no_torch() -> None:
     text = f"import sys; sys.path.insert(0, '.'); import {modules}; sys.exit('torch' in sys.modules)"
     root = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", text], cwd=root).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "end", "reason", "excluded"),
+    [
+        (Unreachable("no answer", ["gpu03", "gpu11"]), EndReason.LOST_PEERS, "no answer", ["gpu03", "gpu11"]),
+        (Unreachable("an all-reduce fails"), EndReason.LOST_PEERS, "an all-reduce fails", []),
+        (BadNode("no GPU"), EndReason.BAD_NODE, "node gpu05 failed: no GPU", []),  # the supervisor logs it
+    ],
+)
+def test_a_failed_preflight_check_names_its_node_and_excludes_silent_ones_at_once(
+    error: Exception,
+    end: EndReason,
+    reason: str,
+    excluded: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = load_config("demo", [f"output_dir={tmp_path}"])
+    config.run_folder.mkdir()
+    _rendezvous(monkeypatch, **_SLURM)
+
+    def fail(*arguments: object) -> None:
+        raise error
+
+    def end_process(*arguments: object) -> None:
+        raise SystemExit(arguments)
+
+    monkeypatch.setattr(preflight, "preflight", fail)
+    monkeypatch.setattr(preflight, "abort", end_process)  # it would end this process
+    with pytest.raises(SystemExit) as ended:
+        TrainJob(config).preflight(submitit.JobEnvironment())
+    assert ended.value.code == (end, reason)
+    assert list(AttemptLog(config.run_folder).excluded_nodes()) == excluded
 
 
 class Place:

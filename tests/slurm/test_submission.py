@@ -283,7 +283,7 @@ def test_a_submission_passes_on_site_file_seeds_dependency_and_bad_nodes(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     (tmp_path / "site.yaml").write_text(
-        "launch: {partition: gpu, account: vision}\nsbatch: {mem: 40G, reservation: us}\n"
+        "launch: {partition: gpu, account: vision}\nsbatch: {mem: 40G, reservation: us, dependency: singleton}\n"
     )
     for restart in (0, 1):
         (tmp_path / "runs/demo_seed3").mkdir(parents=True, exist_ok=True)
@@ -304,6 +304,35 @@ def test_a_submission_passes_on_site_file_seeds_dependency_and_bad_nodes(
     assert "name=demo_seed3 seed=3 --follow" in out
     records = [JobRecord.read(tmp_path / f"runs/demo_seed{seed}") for seed in (2, 3)]
     assert [record.job_id for record in records if record] == [line.split()[0] for line in (first, second)]
+
+
+def test_a_chain_has_as_many_jobs_as_asked_for_and_ends_where_slurm_refuses_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = make_shards(tmp_path / "shards", samples=8)
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(  # takes five jobs, 41 to 45
+        "#!/bin/sh\ntest ! -e said || test $(wc -l < said) -lt 5 || { echo too many jobs >&2; exit 1; }\n"
+        "echo $(sed -n 's/#SBATCH --dependency=//p' $1) >> said; echo Submitted batch job 4$(wc -l < said)\n"
+    )
+    sbatch.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    argv = ("--config", "demo", f"data.shards={shards}", "--chain", "2", "--dependency", "afterok:4")
+    status, out, _ = _run(capsys, *argv, "name=whole")
+    assert status == 0
+    assert "job        41 (slurm), then 42, 43" in out
+    status, out, _ = _run(capsys, *argv, "name=cut")
+    assert status == 0
+    assert "note: Slurm refused job 2 of 2 behind the run's job: " in out
+    assert Path("said").read_text().split() == [
+        "afterok:4", "afterok:4,singleton", "afterok:4,singleton", "afterok:4", "afterok:4,singleton",
+    ]  # fmt: skip
+    records = [JobRecord.read(tmp_path / "runs" / name) for name in ("whole", "cut")]
+    assert [(record.chain, record.links) for record in records if record] == [
+        (("41", "42", "43"), 2), (("44", "45"), 2),
+    ]  # fmt: skip
 
 
 @pytest.fixture

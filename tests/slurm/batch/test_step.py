@@ -88,6 +88,14 @@ def test_a_step_whose_number_nobody_told_or_that_has_ended_is_not_signalled(cont
     assert controller.calls == []
 
 
+def test_the_first_step_of_a_job_has_the_number_0_and_is_killed(controller: Controller) -> None:
+    async def run() -> None:
+        await Step(1, [], False).kill("7", 0)
+
+    asyncio.run(run())
+    assert controller.calls == ["scancel --signal=KILL 7.0"]
+
+
 def test_a_signal_goes_to_one_step(controller: Controller) -> None:
     Step.signal("7", 4, "TERM")
     assert controller.calls == ["scancel --signal=TERM 7.4"]
