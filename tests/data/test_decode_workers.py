@@ -1,4 +1,4 @@
-"""A decoding process whose reads wait."""
+"""A decoding process whose reads wait or fail."""
 
 import random
 import time
@@ -11,9 +11,10 @@ import pytest
 
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clip_decoder import ClipRequest, SampleDecoder
-from motionmae.data.decode_workers import WorkerDecoder
+from motionmae.data.decode_workers import WorkerDecoder, WorkerFailed
 from motionmae.data.open_shards import open_reader
 from motionmae.data.shared_buffers import SharedBufferPool
+from motionmae.errors import UserError
 from tests.data.loading import steps
 from tests.data.made_shards import frame_numbers, make_shards
 
@@ -59,6 +60,29 @@ def test_a_process_decodes_one_clip_while_it_waits_for_the_frames_of_another(fol
             (folder / "go_on").touch()
         assert blocked.result(60) == [load_samples(folder)[0]]
         assert frame_numbers(clips.array[0]) == [0, 1]
+    decoder.close()
+
+
+class FailingReader(BlockedReader):
+    """Reader that meets a mistake of the user in sample 0, and a bug in the others."""
+
+    def read_frames(self, sample_id, frame_indices):
+        raise KeyError("a bug") if sample_id else UserError("the disk is missing: mount it")
+
+
+def open_failing(folder: Path) -> SampleDecoder:
+    return SampleDecoder(FailingReader(folder), DataConfig(), CLIP)
+
+
+def test_a_mistake_of_the_user_arrives_as_its_sentence_and_a_bug_with_its_traceback(folder):
+    decoder = WorkerDecoder(partial(open_failing, folder), workers=1)
+    pool = SharedBufferPool((2, 2, 16, 16, 3), np.uint8)
+    clips = pool.take()
+    mistake, bug = (ClipRequest(0, 0, 0, sample, 0) for sample in range(2))
+    with pytest.raises(UserError, match=r"^the disk is missing: mount it$"):
+        decoder.decode_into([mistake], clips, None)
+    with pytest.raises(WorkerFailed, match=r"(?s)^in a decoding process:.* in read_frames.*KeyError: 'a bug'"):
+        decoder.decode_into([bug], clips, None)
     decoder.close()
 
 

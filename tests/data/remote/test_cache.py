@@ -21,6 +21,7 @@ from motionmae.data.remote.cache import ShardCache, default_folder
 from motionmae.errors import UserError
 from tests.data.made_shards import make_shards, picture
 from tests.data.shard_server import serving
+from tests.flushes import record
 
 COUNTS = (3, 1, 4, 2, 5, 3, 2, 4)
 FRAMES = 8
@@ -76,6 +77,15 @@ def test_only_what_is_read_is_fetched_and_once(server, data):
     for _ in range(2):
         open_reader(server.url, data=data).read_frames(0, [0])
     assert tars(server) == ["toy-000000.tar"]
+
+
+def test_a_shard_is_flushed_before_it_gets_its_name(folder, server, data, monkeypatch):
+    reader = open_reader(server.url, data=data)
+    done = record(Path(data.cache), monkeypatch)
+    reader.read_frames(0, [0])
+    (shard,) = Path(data.cache).glob("*.tar")
+    part = f"{shard.name}.{(folder / 'toy-000000.tar').stat().st_size}.part"
+    assert done[-3:] == [("fsync", part), ("rename", shard.name), ("fsync", ".")]
 
 
 def test_two_urls_of_equal_names_do_not_meet(tmp_path, server, data):
