@@ -1,13 +1,18 @@
 """An export into a folder that holds an older export, killed before each file system operation."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from motionmae.errors import UserError
+from motionmae.evaluation import export_folder
 from motionmae.evaluation.export_folder import FACTS, write_export
+from motionmae.files import write_atomically
 from tests.fault_injection import kill_points, operations
 
 NOTES = "notes of the user"
@@ -59,3 +64,21 @@ def test_every_file_is_flushed_before_its_rename(tmp_path: Path):
     assert {Path(one.target).name for one in renames} >= {"model.safetensors", FACTS, "config.json", "README.md"}
     assert all(one.path in flushed for one in renames)
     assert done[-1].name == "fsync"
+
+
+def test_an_export_replaces_what_another_left_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def write_until_full(path: Path, content: bytes) -> None:
+        if path.name == "config.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_atomically(path, content)
+
+    write(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(export_folder, "write_atomically", write_until_full)
+        with pytest.raises(UserError, match="No space left on device"):
+            write(tmp_path, 2)
+    assert weights_found(tmp_path) == 2
+    assert json.loads((tmp_path / "export/config.json").read_text()) == {"value": 1}
+    write(tmp_path, 3)
+    assert weights_found(tmp_path) == 3
+    assert json.loads((tmp_path / "export/config.json").read_text()) == {"value": 3}

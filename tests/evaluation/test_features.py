@@ -1,6 +1,7 @@
 """Features of files and shards, nearest neighbours, and reconstructions of video files."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from motionmae.__main__ import main
 from motionmae.config import ClipConfig
 from motionmae.data.video.read_video import UnreadableVideo, read_central_clip, read_video, resize_short_side
 from motionmae.evaluation import reconstructions
+from motionmae.evaluation.features import find_videos
 from motionmae.evaluation.load_model import load_embedding
 from motionmae.evaluation.video_writer import write_mp4
 from motionmae.training.validation.nearest import classify_by_neighbours
@@ -65,6 +67,21 @@ def test_rotated_files_stand_upright(name: str):
     found = read_video(path, min(expected.shape[:2]), most=1)[0]
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected).mean() < 6
+
+
+def test_the_stamp_of_a_video_changes_with_its_size_and_with_its_time(tmp_path: Path):
+    (tmp_path / "deep").mkdir()
+    for name in ("deep/a.mp4", "b.MOV", "notes.txt"):
+        (tmp_path / name).write_bytes(b"old")
+        os.utime(tmp_path / name, ns=(5, 5))
+    found = [find_videos(tmp_path)]
+    for content, time in ((b"new", 6), (b"longer", 6)):
+        (tmp_path / "deep/a.mp4").write_bytes(content)
+        os.utime(tmp_path / "deep/a.mp4", ns=(5, time))
+        found.append(find_videos(tmp_path))
+    assert [(list(stamps), others) for stamps, others in found] == [(["b.MOV", "deep/a.mp4"], 1)] * 3
+    assert len({stamps["deep/a.mp4"] for stamps, _ in found}) == 3
+    assert len({stamps["b.MOV"] for stamps, _ in found}) == 1
 
 
 def test_features_of_a_folder(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

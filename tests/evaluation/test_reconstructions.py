@@ -73,6 +73,18 @@ def test_flow_is_read_with_the_clips_and_drawn(tmp_path: Path) -> None:
         read_clips(reader, [6], config)
 
 
+def test_the_hue_of_flow_is_its_direction_and_the_brightness_its_speed() -> None:
+    """Right is red; from there the hue turns towards down, which is yellow-green, left (cyan) and up (violet)."""
+    flow = torch.tensor([(2.0, 0.0), (0.0, 2.0), (-2.0, 0.0), (0.0, -2.0), (1.0, 0.0)])  # of each frame, as (x, y)
+    flow = flow.view(1, 5, 1, 1, 2).repeat(1, 1, 8, 8, 1)
+    clip, mask = torch.zeros(1, 5, 8, 8, 3), torch.ones(1, 5, 1, 1, dtype=torch.bool)
+    rows = dict(make_block("", Reconstruction(clip, clip, None, flow, flow, mask, False), 0, 5).rows)
+    colours = [(1, 0, 0), (0.5, 1, 0), (0, 1, 1), (0.5, 0, 1), (0.5, 0, 0)]
+    for row in ("motion target", "time head"):
+        for number, colour in enumerate(colours):
+            np.testing.assert_allclose(frame(rows[row], number, 8), np.broadcast_to(colour, (8, 8, 3)), atol=1e-5)
+
+
 def test_signed_motion_lies_around_grey() -> None:
     rows = dict(make_block("", reconstruct(target={"motion_sign": "signed"}), 0, 8).rows)
     assert abs(float(np.median(rows["motion target"])) - 0.5) < 0.1

@@ -85,6 +85,25 @@ def test_a_ctrl_c_ends_it_and_leaves_what_it_showed(
     assert "60 / 60" in capsys.readouterr().out
 
 
+def test_it_reads_the_run_again_until_the_run_has_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    run, waits = write_run(tmp_path, "demo"), []
+    *events, finish = (run / "events.jsonl").read_text().splitlines(keepends=True)
+    (run / "events.jsonl").write_text("".join(events))
+
+    def train(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            (run / "events.jsonl").write_text("".join([*events, finish]))
+        assert len(waits) < 3, "the run has finished"
+
+    monkeypatch.setattr("motionmae.commands.watch.time.sleep", train)
+    assert main(["watch", str(run), "--every", "7"]) == 0
+    assert waits == [7.0, 7.0]
+    assert "demo  finished" in capsys.readouterr().out
+
+
 READY = {"kind": "ready", "step": 0, "time": 108.0, "total_steps": 10}
 ROW: dict[str, Any] = {**metrics_row(4), "time": 120.0}
 
