@@ -92,13 +92,14 @@ def test_training_goes_on_beside_a_slow_disk_and_saves_the_weights_of_its_step(t
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_failed_write_is_removed_and_later_ones_work(tmp_path: Path, world: int):
-    for first, second, third, fourth in run_ranks(world, fail_and_recover, tmp_path):
+def test_a_failed_write_is_removed_and_later_ones_work_and_keep_the_best(tmp_path: Path, world: int):
+    for first, second, third, fourth, fifth in run_ranks(world, fail_and_recover, tmp_path):
         assert first == ("", ["step-00000001"])
         assert second[0].startswith(f"rank {world - 1}: [Errno 28] No space left on device")
         assert second[1] == ["step-00000001"]
         assert third == ("", ["step-00000001", "step-00000003"])
         assert fourth == ("", ["step-00000001", "step-00000003", "step-00000004"])
+        assert fifth == ("", ["step-00000001", "step-00000004", "step-00000005"])
 
 
 def test_a_write_in_progress_is_not_committed_after_another_lease(tmp_path: Path):

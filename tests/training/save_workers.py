@@ -48,12 +48,13 @@ class Disk:
 
 def new_checkpointer(folder: Path) -> tuple[Engine, DistributedContext, AsyncCheckpointer, Disk]:
     engine, rank = new_engine(config(1))
+    keep = config(1).checkpoint.model_copy(update={"keep_last": 2})
     lease = broadcast_object(acquire_lease(folder) if rank.is_rank_zero else None)
     watchdog = Watchdog(WatchdogConfig(), folder / "stacks", print)
     return (
         engine,
         rank,
-        AsyncCheckpointer(CheckpointStore(folder / "checkpoints"), rank, lease, config(1).checkpoint, watchdog),
+        AsyncCheckpointer(CheckpointStore(folder / "checkpoints"), rank, lease, keep, watchdog),
         Disk(),
     )
 
@@ -80,12 +81,16 @@ def save_beside_training(folder: Path) -> dict[str, Any]:
 
 
 def fail_and_recover(folder: Path) -> list[Any]:
-    """Save four times, the second failing on the last rank; return error and folder names after each."""
+    """Save five times, the second failing on the last rank; return error and folder names after each.
+
+    The states say that step 1 is the best by validation.
+    """
     engine, rank, checkpointer, disk = new_checkpointer(folder)
     errors = []
-    for step in range(1, 5):
+    state = {"trainer": {"validation": {"best": {"step": 1, "metric": "top1", "value": 82.5}}}}
+    for step in range(1, 6):
         disk.full = step == 2 and rank.rank == rank.world - 1
-        checkpointer.start(engine, step, {}, time.perf_counter())
+        checkpointer.start(engine, step, state, time.perf_counter())
         saved = checkpointer.wait()
         assert saved is not None
         dist.barrier()  # rank 0 has removed the partial checkpoint

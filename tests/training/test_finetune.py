@@ -100,7 +100,10 @@ def test_a_probe_trains_its_head_alone_and_keeps_its_initial_encoder(shards: Pat
     write_json(first.lease, {"number": 0, "id": "earlier", "host": "elsewhere", "pid": 1, "time": 0.0})
     others = build_motionmae(linear.updated({"seed": 7})).state_dict()
     save_file(others, first.encoder)  # from an attempt that saved no checkpoint
-    assert run_ranks(2, run_all, [linear, attentive])[0] == ["FINISHED"] * 2
+    (first.path / "stop").touch()
+    assert run_ranks(2, run_all, [linear, attentive])[0] == ["STOPPED", "FINISHED"]
+    init.unlink()  # deleted by its pre-training
+    assert run_ranks(1, run_all, [linear])[0] == ["FINISHED"]
     _, weights = outcome(linear)
     assert set(weights) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
     _, weights = outcome(attentive)
@@ -109,7 +112,6 @@ def test_a_probe_trains_its_head_alone_and_keeps_its_initial_encoder(shards: Pat
 
     began_with = build_motionmae(linear).encoder.state_dict()
     state = CheckpointStore(first.checkpoints).complete()[-1].state()
-    init.unlink()  # deleted by its pre-training
     resumed = Finetuning(linear).build_model(load_manifest(shards), state["task"])
     for model in (load_finetuned(first.path).model, load_finetuned(second.path).model, resumed):
         assert all(torch.equal(value, began_with[name]) for name, value in model.encoder.state_dict().items())
