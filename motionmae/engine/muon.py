@@ -127,10 +127,15 @@ def lay_out(optimizer: Any, stage: int) -> None:
             muon.layouts[flat] = _Layout(places, interleaved=True)
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
-    """Return a nearly orthogonal matrix with the singular vectors of ``matrix``, in bfloat16 (Newton-Schulz)."""
+def orthogonalise(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a nearly orthogonal matrix with the singular vectors of ``matrix`` (Newton-Schulz).
+
+    Args:
+        dtype: number format of the iteration and the result. Default: float32 on CPUs, where an emulated bfloat16 takes
+            5 to 15 times as long, and bfloat16 elsewhere.
+    """
     a, b, c = _COEFFICIENTS
-    wide = matrix.bfloat16()
+    wide = matrix.to(dtype or (torch.float32 if matrix.device.type == "cpu" else torch.bfloat16))
     if tall := matrix.shape[0] > matrix.shape[1]:
         wide = wide.T
     wide = wide / wide.norm().clamp(min=_EPS)

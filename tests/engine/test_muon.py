@@ -17,8 +17,8 @@ from tests.training.tiny import TinyBlocks, config, step_inputs
 STAGES = [0, 1, 2, 3]
 CLIP = 0.5
 ROUNDING = 0.1
-"""Share of a tensor's mean movement. Gradients that differ in their last bit change bfloat16 roundings of the
-iteration, which change some weights by 0.001, where they move by 0.01 and more."""
+"""Share of a tensor's mean movement. torch's iteration is in bfloat16 and ours, on CPUs, in float32. Some weights then
+differ by 0.001, where they move by 0.01 and more."""
 
 Weights = dict[str, torch.Tensor]
 
@@ -76,8 +76,8 @@ def test_one_rank_without_accumulation_takes_plain_torch_s_steps():
     (answers,) = run_ranks(1, train_all, [config(0, micro_batch_size=12, optimizer="muon")], 4)
     losses, weights, _ = answers[0]
     expected_losses, expected = plain_muon(4, 0)
-    assert losses == pytest.approx(expected_losses, rel=1e-6)
-    assert largest_difference(weights, expected) < 2e-6
+    assert losses == pytest.approx(expected_losses, rel=1e-3)
+    assert relative_difference(weights, expected) < ROUNDING
 
 
 @pytest.mark.parametrize("poison", [math.inf, math.nan])
@@ -113,7 +113,10 @@ def test_the_iteration_is_that_of_torch(shape: tuple[int, int]):
     matrix.grad = torch.randn(shape)
     torch.optim.Muon([matrix], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False).step()
     expected = -matrix.detach() / math.sqrt(max(1.0, shape[0] / shape[1]))
-    assert torch.allclose(orthogonalise(matrix.grad).float(), expected, atol=1e-6)
+    assert torch.allclose(orthogonalise(matrix.grad, torch.bfloat16).float(), expected, atol=1e-6)
+    on_cpu = orthogonalise(matrix.grad)
+    assert on_cpu.dtype == torch.float32
+    assert torch.allclose(on_cpu, orthogonalise(matrix.grad, torch.float64).float(), atol=1e-4)
     singular = torch.linalg.svdvals(orthogonalise(matrix.grad).float())
     assert 0.6 < float(singular.min()) < float(singular.max()) < 1.3  # 0.5 to 1.5 according to its authors
 
