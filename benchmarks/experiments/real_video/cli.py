@@ -14,6 +14,8 @@ from benchmarks.experiments.real_video.hand_made import features_of
 from benchmarks.experiments.real_video.readout import (
     DECAYS,
     NEIGHBOURS,
+    SPLITS,
+    Folds,
     Part,
     accuracy,
     logistic_regression,
@@ -34,12 +36,16 @@ Classify real videos by hand-made features and by frozen encoders, with the same
 Rows: the most frequent class; appearance (gradients and colours of four frames), motion (histograms of normal flow),
 both; the features of each --encoder. Columns: logistic regression and nearest neighbours. Weight decay and number of
 neighbours are chosen on a quarter of the training videos, whole groups together, which a seed draws; the classifier is
-then trained on all training videos. Test videos choose nothing."""
+then trained on all training videos. Test videos choose nothing.
+
+--split leave-one-out and halves put the videos of both folders together, and divide them by --group: each group is
+tested once after training on all others; a seed draws half of the groups for the test."""
 
 _EXAMPLES = """\
 examples (REAL stands for `python -m benchmarks.experiments.real_video`):
   REAL --train data/ut/train --test data/ut/val
   REAL --train data/jhmdb/fold1 --test data/jhmdb/fold2 --group '(.*?)_[a-z_]+_[ufhl]_[nc]m_np'
+  REAL --train data/ut/train --test data/ut/val --group 'segmented_set\\d/\\d+_(\\d+)_' --split leave-one-out
   REAL --train data/ut/train --test data/ut/val --encoder both=runs/both scratch=runs/untrained --json ut.json"""
 
 
@@ -60,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     add("--test", required=True, help="folder of labelled shards with the same classes")
     add("--encoder", nargs="+", default=[], metavar="NAME=WEIGHTS", help="frozen encoders, each with a name")
     add("--seed", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="seeds (0 1 2)")
+    add("--split", choices=SPLITS, default="given", help="which videos are for the test (given: those of --test)")
     add("--group", type=re.compile, metavar="REGEX", help="its first group names the recording of a video's path")
     add("--json", type=Path, metavar="FILE", help="file for all figures")
     return made
@@ -75,19 +82,21 @@ def _run(options: argparse.Namespace) -> int:
     hand_made = [_hand_made(reader) for reader in readers]
     for name, columns in {"appearance": [0], "motion": [1], "appearance and motion": [0, 1]}.items():
         chosen = [np.concatenate([values[column] for column in columns], axis=1) for values in hand_made]
-        rows.append(_row(name, parts, chosen, options.seed))
+        rows.append(_row(name, parts, chosen, options))
     for named in options.encoder:
         name, is_named, weights = named.partition("=")
         if not is_named:
             raise UserError(f"--encoder {named} has no name: write NAME={named}")
-        rows.append(_row(name, parts, _encoded(weights, readers), options.seed))
-    baseline = most_frequent(*parts)
-    print(f"{len(parts[0].labels)} training and {len(parts[1].labels)} test videos, {len(classes)} classes\n")
+        rows.append(_row(name, parts, _encoded(weights, readers), options))
+    split = SPLITS[options.split]
+    baseline = mean(accuracy(most_frequent, (0,), split(*parts, seed), seed)[0] for seed in options.seed)
+    print(f"{_sizes(split(*parts, options.seed[0]))}, {len(classes)} classes\n")
     print(as_markdown(baseline, rows))
     if options.json:
         report = {
             "train": readers[0].manifest.fingerprint,
             "test": readers[1].manifest.fingerprint,
+            "split": options.split,
             "seeds": options.seed,
             "most_frequent": baseline,
             "rows": rows,
@@ -138,14 +147,24 @@ def _encoded(weights: str, readers: Sequence[ShardReader]) -> list[np.ndarray]:
         return found
 
 
-def _row(name: str, parts: Sequence[Part], features: Sequence[np.ndarray], seeds: Sequence[int]) -> dict[str, Any]:
+def _row(
+    name: str, parts: Sequence[Part], features: Sequence[np.ndarray], options: argparse.Namespace
+) -> dict[str, Any]:
     train, test = (Part(x, part.labels, part.groups) for x, part in zip(features, parts, strict=True))
     row: dict[str, Any] = {"features": name}
     methods = {"logistic_regression": (logistic_regression, DECAYS), "neighbours": (nearest_neighbours, NEIGHBOURS)}
+    split = SPLITS[options.split]
     for title, (classify, settings) in methods.items():
-        found = [accuracy(classify, settings, train, test, seed) for seed in seeds]
-        row[title] = {"top1": [top1 for top1, _ in found], "settings": [setting for _, setting in found]}
+        found = [accuracy(classify, settings, split(train, test, seed), seed) for seed in options.seed]
+        row[title] = {"top1": [top1 for top1, _ in found], "settings": [chosen for _, chosen in found]}
     return row
+
+
+def _sizes(folds: Folds) -> str:
+    if len(folds) == 1:
+        ((train, test),) = folds
+        return f"{len(train.labels)} training and {len(test.labels)} test videos"
+    return f"{sum(len(test.labels) for _, test in folds)} videos, each tested once in {len(folds)} folds"
 
 
 def as_markdown(baseline: float, rows: Sequence[dict[str, Any]]) -> str:

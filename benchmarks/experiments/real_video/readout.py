@@ -4,9 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from sklearn.base import ClassifierMixin
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from motionmae.errors import UserError
 
 VALIDATION = 0.25
 """Share of the groups of training videos that choose a setting."""
@@ -31,53 +36,80 @@ class Part:
         groups = [group for group, taken in zip(self.groups, chosen, strict=True) if taken]
         return Part(self.features[chosen], self.labels[chosen], groups)
 
+    def with_others(self, others: "Part") -> "Part":
+        features = np.concatenate([self.features, others.features])
+        return Part(features, np.concatenate([self.labels, others.labels]), [*self.groups, *others.groups])
 
-def validation_part(groups: Sequence[str], seed: int) -> NDArray[np.bool_]:
-    """Choose whole groups at random, VALIDATION of them, at least one and not all."""
+
+Folds = Sequence[tuple[Part, Part]]
+"""Training and test videos, which have no group in common in SPLITS other than ``given``."""
+
+
+def given(train: Part, test: Part, _: int) -> Folds:
+    """Test the test videos, after training on the training videos."""
+    return [(train, test)]
+
+
+def leave_one_out(train: Part, test: Part, _: int) -> Folds:
+    """Test each group of all videos once, after training on all other groups."""
+    videos = train.with_others(test)
+    chosen = [np.array([group == name for group in videos.groups]) for name in sorted(set(videos.groups))]
+    return [(videos.of(~one), videos.of(one)) for one in chosen]
+
+
+def halves(train: Part, test: Part, seed: int) -> Folds:
+    """Test a random half of the groups of all videos, after training on the other half."""
+    videos = train.with_others(test)
+    chosen = random_groups(videos.groups, 0.5, seed)
+    return [(videos.of(~chosen), videos.of(chosen))]
+
+
+SPLITS: dict[str, Callable[[Part, Part, int], Folds]] = {
+    "given": given,
+    "leave-one-out": leave_one_out,
+    "halves": halves,
+}
+
+
+def random_groups(groups: Sequence[str], share: float, seed: int) -> NDArray[np.bool_]:
+    """Choose whole groups at random, the ``share`` of them, at least one and not all."""
     names = sorted(set(groups))
     if len(names) < 2:
-        raise ValueError("all training videos are of one group")
-    count = min(max(1, round(VALIDATION * len(names))), len(names) - 1)
+        raise UserError("all training videos are of one group: give another --group")
+    count = min(max(1, round(share * len(names))), len(names) - 1)
     chosen = set(np.random.default_rng(seed).permutation(names)[:count].tolist())
     return np.array([group in chosen for group in groups])
 
 
-def accuracy(
-    classify: Classifier, settings: Sequence[float], train: Part, test: Part, seed: int
-) -> tuple[float, float]:
-    """Choose a setting on the validation part, classify the test videos after all training videos.
+def accuracy(classify: Classifier, settings: Sequence[float], folds: Folds, seed: int) -> tuple[float, list[float]]:
+    """Classify the test videos of all folds; the training videos of each fold choose its setting.
 
     Returns:
-        Top-1 in percent, and the setting. Of equally good settings the largest is chosen.
+        Top-1 in percent of all test videos together, and the setting of each fold.
     """
-    held = validation_part(train.groups, seed)
+    right, chosen = [], []
+    for train, test in folds:
+        setting = choose(classify, settings, train, seed) if len(settings) > 1 else settings[0]
+        right.append(classify(train.features, train.labels, test.features, setting) == test.labels)
+        chosen.append(setting)
+    return 100 * float(np.concatenate(right).mean()), chosen
+
+
+def choose(classify: Classifier, settings: Sequence[float], train: Part, seed: int) -> float:
+    """Return the setting that is best on VALIDATION of the groups. Of equally good settings the largest is chosen."""
+    held = random_groups(train.groups, VALIDATION, seed)
     rest, validation = train.of(~held), train.of(held)
     scores = [
         float((classify(rest.features, rest.labels, validation.features, one) == validation.labels).mean())
         for one in settings
     ]
-    setting = max(zip(scores, settings, strict=True))[1]
-    found = classify(train.features, train.labels, test.features, setting)
-    return 100 * float((found == test.labels).mean()), setting
+    return max(zip(scores, settings, strict=True))[1]
 
 
 def logistic_regression(features: Floats, labels: Labels, test: Floats, decay: float) -> Labels:
-    """Classify by multinomial logistic regression on standardised features: cross-entropy + decay / 2 * |W|^2."""
-    mean, deviation = features.mean(0), features.std(0) + 1e-6
-    inputs, others = (torch.from_numpy((each - mean) / deviation).double() for each in (features, test))
-    targets = torch.from_numpy(labels)
-    weights = torch.zeros(features.shape[1], int(labels.max()) + 1, dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(weights.shape[1], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights, bias], max_iter=200, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = torch.nn.functional.cross_entropy(inputs @ weights + bias, targets) + decay / 2 * weights.square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return np.asarray((others @ weights + bias).argmax(1).numpy(), np.int64)
+    """Classify by logistic regression on standardised features: mean cross-entropy + decay / 2 * |W|^2."""
+    model = LogisticRegression(C=1 / (decay * len(labels)), max_iter=2000)
+    return _predicted(model, features, labels, test)
 
 
 def nearest_neighbours(features: Floats, labels: Labels, test: Floats, count: float) -> Labels:
@@ -85,13 +117,16 @@ def nearest_neighbours(features: Floats, labels: Labels, test: Floats, count: fl
 
     Of classes with as many votes, the one with the lowest number wins.
     """
-    mean, deviation = features.mean(0), features.std(0) + 1e-6
-    inputs, others = ((each - mean) / deviation for each in (features, test))
-    distances = np.square(others).sum(1)[:, None] - 2 * others @ inputs.T + np.square(inputs).sum(1)
-    nearest = np.argsort(distances, axis=1, kind="stable")[:, : int(count)]
-    return np.array([np.bincount(labels[row]).argmax() for row in nearest], np.int64)
+    return _predicted(KNeighborsClassifier(min(int(count), len(labels))), features, labels, test)
 
 
-def most_frequent(train: Part, test: Part) -> float:
-    """Return top-1 in percent of always naming the most frequent class of the training videos."""
-    return 100 * float((test.labels == np.bincount(train.labels).argmax()).mean())
+def _predicted(model: ClassifierMixin, features: Floats, labels: Labels, test: Floats) -> Labels:
+    """Standardise by the training features, train, and classify the test features."""
+    pipeline = make_pipeline(StandardScaler(), model)
+    pipeline.fit(features.astype(np.float64), labels)
+    return np.asarray(pipeline.predict(test.astype(np.float64)), np.int64)
+
+
+def most_frequent(_: Floats, labels: Labels, test: Floats, __: float) -> Labels:
+    """Name the most frequent class of the training videos."""
+    return np.full(len(test), np.bincount(labels).argmax(), np.int64)

@@ -13,14 +13,19 @@ import simplejpeg
 from benchmarks.experiments.real_video.cli import group_of, main
 from benchmarks.experiments.real_video.hand_made import BINS, CELLS, HEIGHT, WIDTH, appearance, motion
 from benchmarks.experiments.real_video.readout import (
+    VALIDATION,
     Part,
     accuracy,
+    given,
+    halves,
+    leave_one_out,
     logistic_regression,
     nearest_neighbours,
-    validation_part,
+    random_groups,
 )
 from motionmae.data.shards.format import ShardWriter
 from motionmae.data.shards.manifest import EncoderSettings, Manifest, write_manifest
+from motionmae.errors import UserError
 from tests.data.made_shards import meta
 
 
@@ -79,12 +84,12 @@ def test_neighbours_vote_and_the_lowest_class_wins_a_tie():
 
 def test_groups_stay_whole_and_test_videos_choose_no_setting():
     groups = [f"recording {number // 3}" for number in range(30)]
-    held = validation_part(groups, 0)
+    held = random_groups(groups, VALIDATION, 0)
     assert 0 < held.sum() < 30
     assert all(len({held[number] for number in range(30) if groups[number] == name}) == 1 for name in set(groups))
-    assert any((validation_part(groups, seed) != held).any() for seed in (1, 2))
-    with pytest.raises(ValueError, match="one group"):
-        validation_part(["a"] * 5, 0)
+    assert any((random_groups(groups, VALIDATION, seed) != held).any() for seed in (1, 2))
+    with pytest.raises(UserError, match="one group"):
+        random_groups(["a"] * 5, VALIDATION, 0)
     features, labels = random_part(2, 30)
     seen: list[int] = []
 
@@ -94,10 +99,45 @@ def test_groups_stay_whole_and_test_videos_choose_no_setting():
 
     test = Part(*random_part(3, 7), groups=["t"] * 7)
     frequent = int(np.bincount(labels[held]).argmax())
-    top1, setting = accuracy(classify, (0, 1, 2), Part(features, labels, groups), test, 0)
+    top1, (setting,) = accuracy(classify, (0, 1, 2), given(Part(features, labels, groups), test, 0), 0)
     assert (labels[held] == setting).sum() == (labels[held] == frequent).sum()
     assert seen == [held.sum()] * 3 + [7]
     assert top1 == pytest.approx(100 * (test.labels == setting).mean())
+
+
+def numbered_part(start: int, groups: str) -> Part:
+    """Videos whose only feature is their number, and whose label is that of their group."""
+    features = np.arange(start, start + len(groups), dtype=np.float32)[:, None]
+    return Part(features, np.array(["abcd".index(name) for name in groups]), list(groups))
+
+
+def test_each_group_is_left_out_once_and_never_trains_or_chooses_for_itself():
+    parts = numbered_part(0, "aabbc"), numbered_part(5, "cdad")
+    folds = leave_one_out(*parts, 0)
+    tested = [float(number) for _, test in folds for number in test.features[:, 0]]
+    assert sorted(tested) == list(range(9))
+    assert [set(test.groups) for _, test in folds] == [{"a"}, {"b"}, {"c"}, {"d"}]
+    for train, test in folds:
+        assert len(train.labels) + len(test.labels) == 9
+        assert not set(train.groups) & set(test.groups)
+
+    def only_knows_its_training_videos(_: np.ndarray, labels: np.ndarray, others: np.ndarray, __: float) -> np.ndarray:
+        return np.full(len(others), labels.max())  # class d for all, and class c where d is left out
+
+    top1, settings = accuracy(only_knows_its_training_videos, (0, 1), folds, 0)
+    assert top1 == 0
+    assert settings == [1] * 4
+
+
+def test_halves_divide_the_groups_of_all_videos_and_a_seed_draws_them():
+    parts = numbered_part(0, "aabbc"), numbered_part(5, "cdad")
+    drawn = set()
+    for seed in range(8):
+        ((train, test),) = halves(*parts, seed)
+        assert len(set(train.groups)) == len(set(test.groups)) == 2
+        assert sorted([*train.features[:, 0], *test.features[:, 0]]) == list(range(9))
+        drawn.add(tuple(sorted(set(test.groups))))
+    assert len(drawn) > 1
 
 
 def test_the_path_of_a_video_names_its_recording():
@@ -137,3 +177,18 @@ def test_motion_tells_directions_apart_and_appearance_does_not(tmp_path, capsys)
     assert rows["motion"]["neighbours"]["top1"] == [100, 100]
     assert max(rows["appearance"]["logistic_regression"]["top1"]) < 80
     assert "| motion | 100.0 ± 0.0 (100.0, 100.0) |" in printed
+
+
+def test_leave_one_out_reports_every_video_of_both_folders(tmp_path, capsys):
+    make_shards(tmp_path / "train", 12)
+    make_shards(tmp_path / "test", 6)
+    figures = tmp_path / "figures.json"
+    argv = ["--train", str(tmp_path / "train"), "--test", str(tmp_path / "test"), "--group", r"(\d)\.mp4"]
+    assert main([*argv, "--split", "leave-one-out", "--seed", "0", "--json", str(figures)]) == 0
+    assert "18 videos, each tested once in 10 folds, 2 classes" in capsys.readouterr().out
+    report = json.loads(figures.read_text())
+    rows = {row["features"]: row for row in report["rows"]}
+    assert report["split"] == "leave-one-out"
+    assert report["most_frequent"] == 0  # without the videos of one class, the other is the more frequent
+    assert rows["motion"]["neighbours"]["top1"] == [100]
+    assert len(rows["motion"]["neighbours"]["settings"][0]) == 10
