@@ -88,9 +88,10 @@ def _run(options: argparse.Namespace) -> int:
         if not is_named:
             raise UserError(f"--encoder {named} has no name: write NAME={named}")
         rows.append(_row(name, parts, _encoded(weights, readers), options))
+    train, test = parts
     split = SPLITS[options.split]
-    baseline = mean(accuracy(most_frequent, (0,), split(*parts, seed), seed)[0] for seed in options.seed)
-    print(f"{_sizes(split(*parts, options.seed[0]))}, {len(classes)} classes\n")
+    baseline = mean(accuracy(most_frequent, (0,), split(train, test, seed), seed)[0] for seed in options.seed)
+    print(f"{_sizes(split(train, test, options.seed[0]))}, {len(classes)} classes\n")
     print(as_markdown(baseline, rows))
     if options.json:
         report = {
