@@ -95,6 +95,12 @@ def test_wrapped_weights_are_found(tmp_path: Path):
     assert load_state(tmp_path / "w").state.keys() == wanted.keys()
 
 
+def test_weights_in_the_home_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save({"encoder.project.weight": torch.ones(2)}, tmp_path / "w")
+    assert load_state("~/w").origin == load_state(Path("~/w")).origin == str(tmp_path / "w")
+
+
 def test_a_checkpoint_without_a_listed_tensor(tmp_path: Path):
     from safetensors.torch import save_file
 

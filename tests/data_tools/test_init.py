@@ -126,6 +126,17 @@ def test_strides_by_hand(tmp_path: Path):
     assert shard_options(survey_of(9, 30 * 600, names=""), gpu) == ["--segment-seconds", "10"]
 
 
+@pytest.mark.parametrize(
+    ("cores", "gpus", "workers", "cores_a_task"),
+    [(64, 8, 6, 8), (16, 1, 10, 16), (12, 1, 10, 12), (11, 1, 9, 11), (13, 4, 1, 3), (4, 8, 1, 1)],
+)
+def test_the_ranks_of_a_machine_share_its_cores(cores: int, gpus: int, workers: int, cores_a_task: int, tmp_path: Path):
+    """Two cores of each share are for the rank itself, and at most ten decode."""
+    for config in config_of(survey_of(99, 300), Machine(cores, gpus, 80, "A100"), tmp_path):
+        assert (config.data.workers, config.launch.cpus_per_task) == (workers, cores_a_task)
+        assert (config.launch.ntasks_per_node, config.launch.gpus_per_node) == (gpus, gpus)
+
+
 def test_wrong_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "empty").mkdir()
     (tmp_path / "one").mkdir()

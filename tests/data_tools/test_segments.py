@@ -135,6 +135,16 @@ def test_the_cutter_keeps_few_frames():
     assert kept * 20_000 < 6e6
 
 
+def test_a_segment_counts_its_own_frames_and_damaged_packets():
+    """Twelve seconds in segments of four; packets before the frames 50 and 150 and after the last one are damaged."""
+    segmenter, ends = Segmenter(4, 2**30, 1 / 25), []
+    for number in range(300):
+        damaged = 5 if number >= 150 else 2 if number >= 50 else 0
+        ends += segmenter.add(StoredFrame(number, number / 25, damaged, b"x"))
+    ends = [part for part in (*ends, *segmenter.finish(303, 9)) if isinstance(part, Segment)]  # three are not stored
+    assert [(end.source_frames, end.damaged_packets) for end in ends] == [(100, 2), (100, 3), (103, 4)]
+
+
 class TestSizeLimit:
     def find(self, path, monkeypatch, share: float, **settings) -> tuple[int, str]:
         """Decode with a limit of this share of the video's size: the number of frames decoded, and the message."""

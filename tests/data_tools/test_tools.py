@@ -15,6 +15,7 @@ from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import ShardWriter
 from motionmae.data.shards.manifest import write_manifest
 from tests.commands.functions import preview, stats, verify
+from tests.data.made_shards import meta, picture
 from tests.data_tools.make_shards.runs import make, small_set
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,15 +101,17 @@ def test_the_remedy_works(made, copy, capsys):
     assert (copy / "all-000001.tar").read_bytes() == (made / "all-000001.tar").read_bytes()
 
 
-def test_frames_that_are_no_pictures_of_their_size_are_damage(made, tmp_path, capsys):
+@pytest.mark.parametrize("bad", [0, 2, 4])
+def test_a_first_middle_or_last_frame_that_is_no_picture_is_damage(made, tmp_path, capsys, bad):
     manifest = load_manifest(made)
-    meta = {"label": 0, "class_name": "a", "source": "a.mp4", "fps": 25.0, "frames": 1, "stride": 1, "times": [0.0]}
+    jpegs = [picture(number, 48, 64) for number in range(5)]
+    jpegs[bad] = b"no picture"
     with ShardWriter(tmp_path / "x.tar") as shard:
-        shard.write("0", [b"no picture"], {**meta, "height": 48, "width": 64})
+        shard.write("0", jpegs, meta(5, 48, 64))
     write_manifest(tmp_path, type(manifest)(**{**vars(manifest), "shards": (shard.entry,)}))
     assert verify([str(tmp_path), "--decode", "0"]) == 0
     assert verify([str(tmp_path)]) == 1
-    assert "x.tar:0: decode: frame 0" in capsys.readouterr().err
+    assert f"x.tar:0: decode: frame {bad}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("tool", [verify, stats, preview], ids=["verify", "stats", "preview"])

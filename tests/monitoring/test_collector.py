@@ -56,6 +56,16 @@ def test_time_is_idle_only_after_a_long_silence(tmp_path: Path, monkeypatch: pyt
     assert {"disk_free_bytes", "memory_total_bytes", "rank_alive", "rank_resident_bytes"} <= names
 
 
+def test_the_utilization_of_the_processors_is_a_share(tmp_path: Path) -> None:
+    run = FedRun(config_of(tmp_path / "runs"), tmp_path)
+    with closing(_collector(run, tmp_path, with_goodput=False)) as found:
+        share = 0.0
+        while not share:  # the loop itself uses a processor
+            found.refresh()
+            share = _values(found)["cpu_utilization_ratio", ""]
+    assert share <= 1
+
+
 @pytest.mark.parametrize(
     ("reason", "label"),
     [(EndReason.HUNG, "hung"), (EndReason.PREEMPTED, "preempted"), (EndReason.STOPPED, "stopped"),

@@ -1,15 +1,19 @@
-"""``checkpoint.every_steps=auto`` in real runs."""
+"""``checkpoint.every_steps=auto``, by hand and in real runs."""
 
 from pathlib import Path
 
 import pytest
 
-from motionmae.config import Config
+from motionmae.checkpointing.async_checkpointer import SaveResult
+from motionmae.config import Config, EngineConfig
+from motionmae.distributed.process_group import distributed
 from motionmae.planning import checkpoint_interval
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import read_rows
 from motionmae.training import save_interval
+from motionmae.training.save_interval import SaveInterval
 from motionmae.training.setup import run_training
+from tests.monitoring.runs import history_of, metrics_row
 from tests.training.launch import run_ranks
 from tests.training.shards import make_shards, tiny_run
 
@@ -28,6 +32,22 @@ def saves_of(config: Config) -> list[int]:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+def test_the_last_five_saves_decide(tmp_path: Path):
+    """Half a second a step. The interval is at least twice the median time of a save: 400 steps for 100 s.
+
+    For short saves it is Daly's: a node of RSC-1 fails every 13,292,308 s, and sqrt(2 x 0.1 x 13,292,308) = 1630.5 s,
+    from which the stall of 0.1 s is subtracted.
+    """
+    history = history_of(tmp_path / "run", rows=[metrics_row(10, steps=10)])
+    saves = [(100.0, 0.001)] * 5 + [(300.0, 0.001)] * 5 + [(1.0, 0.1)] * 3  # seconds, and those that stop training
+    with distributed(EngineConfig(device="cpu")) as rank:
+        interval = SaveInterval("auto", 0, 1, rank, history)
+        for steps, (seconds, blocking) in zip([400] * 7 + [1200] * 5 + [3261], saves, strict=True):
+            interval.add(SaveResult(0, None, "", waited=0.0, blocking=blocking, seconds=seconds))
+            interval.begin(0)  # no later step, so that the time of a step stays that of the history
+            assert (interval.steps, interval.is_due(steps - 1), interval.is_due(steps)) == (steps, False, True)
 
 
 def test_the_interval_is_chosen_after_the_first_saves(shards: Path, tmp_path: Path):

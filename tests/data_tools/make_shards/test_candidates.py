@@ -72,9 +72,8 @@ def test_a_retry_takes_the_replacement_that_was_added(layout):
     assert samples_of(layout.parent / "out")[f"replacement/{CLIP}"]["frames"] == 9
 
 
-def test_if_no_file_decodes_all_are_named(layout):
-    (layout / "copies").mkdir()
-    shutil.copy(layout / "train" / CLIP, layout / "copies" / CLIP)
+def test_if_no_file_decodes_all_are_named_with_the_reason_of_the_first(layout):
+    write(layout / "copies" / CLIP, "")
     assert make(layout) == 0
     (row,) = map(json.loads, (layout.parent / "out" / "quarantine.jsonl").read_text().splitlines())
     assert (row["path"], row["reason"]) == (f"train/{CLIP}", "not_a_video")

@@ -100,6 +100,18 @@ class TestReconstructionCallback:
         callback.close()
         wait_until(lambda: not Path(f"/proc/{process.pid}").exists(), "the end of the process")
 
+    def test_the_process_sees_no_gpu_and_takes_one_thread(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        for name, value in {"CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "7"}.items():
+            monkeypatch.setenv(name, value)  # of training
+        callback = reconstructions(self.folder(tmp_path), 1)
+        callback.on_save(1)
+        process = callback._process
+        assert process is not None
+        variables = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        callback.close()
+        found = sorted(one for one in variables if one.startswith((b"CUDA_VISIBLE_DEVICES=", b"OMP_NUM_THREADS=")))
+        assert found == [b"CUDA_VISIBLE_DEVICES=", b"OMP_NUM_THREADS=1"]
+
     @staticmethod
     def folder(path: Path) -> RunFolder:
         folder = RunFolder(path / "run")
