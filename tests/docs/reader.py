@@ -42,6 +42,8 @@ motionmae shards make folder --videos ut_interaction --split val --out data/ut_i
 motionmae pretrain --config tiny_ut_interaction
 """
 """What pages take for granted: runs of the README's large configs, and small real data."""
+MAX_SECONDS = 1800
+"""Limit of a block. Some take minutes of a core, which the Slurm lab may leave no more than a tenth of."""
 CLOUD = {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1"}
 
 
@@ -78,7 +80,7 @@ class Reader:
                 variables["HOME"] = str(Path.home())  # may name the registry of packages
             shell = ["bash", "-euo", "pipefail", "-c", text]
             command = [sys.executable, "-c", text] if block.language == "python" else shell
-            done = subprocess.run(command, cwd=here, env=variables, capture_output=True, text=True, timeout=600)
+            done = subprocess.run(command, cwd=here, env=variables, capture_output=True, text=True, timeout=MAX_SECONDS)
         assert done.returncode == 0, f"{block.place}\n{text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
