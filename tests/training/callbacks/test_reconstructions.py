@@ -107,7 +107,9 @@ class TestReconstructionCallback:
         callback.on_save(1)
         process = callback._process
         assert process is not None
-        variables = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        environment = Path(f"/proc/{process.pid}/environ")
+        wait_until(environment.read_bytes, "the environment of the process")  # empty while the program is loaded
+        variables = environment.read_bytes().split(b"\0")
         callback.close()
         found = sorted(one for one in variables if one.startswith((b"CUDA_VISIBLE_DEVICES=", b"OMP_NUM_THREADS=")))
         assert found == [b"CUDA_VISIBLE_DEVICES=", b"OMP_NUM_THREADS=1"]
