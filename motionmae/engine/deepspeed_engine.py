@@ -29,6 +29,7 @@ from motionmae.engine import sharded_state
 from motionmae.engine.kernels import choose_kernels
 from motionmae.engine.muon import Muon, lay_out, split_matrices
 from motionmae.engine.precision import LossScale, autocast, resolve_precision
+from motionmae.slow_imports import without_package
 
 
 class _Guard(torch.optim.Optimizer):
@@ -243,7 +244,8 @@ def import_deepspeed(device: torch.device) -> ModuleType:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # DeepSpeed calls collectives by names that torch has deprecated, in every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
-    import deepspeed
+    with without_package("mlflow"):  # only DeepSpeed's autotuner uses it, and its import takes a second
+        import deepspeed
 
     # DeepSpeed imports its own Muon, which no run uses. Its @torch.compile would add a second to every start.
     with patch("torch.compile", lambda function=None, **_: function or (lambda later: later)), suppress(ImportError):

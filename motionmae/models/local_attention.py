@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterable
 
 import torch
-from timm.models.beit import Attention
 from torch import Tensor, nn
 
 from motionmae.config import ClipConfig
+from motionmae.models.timm_blocks import Attention
 
 NEIGHBOURS = ((0, 0, -1), (0, 0, 1), (0, -1, 0), (0, 1, 0), (-1, 0, 0), (1, 0, 0))
 """Offsets in (time, row, column) on which the heads of successive blocks centre their attention, in turn."""

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from timm.models.beit import Attention, Block
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -13,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from motionmae.config import ClipConfig, ModelConfig
 from motionmae.models.cubes import all_cubes, gather_cubes
 from motionmae.models.local_attention import attend_locally_
+from motionmae.models.timm_blocks import Attention, Block
 from motionmae.models.whitening import whiten_
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
