@@ -36,10 +36,11 @@ from motionmae.files import output_file, write_json
 from slurm.submission import parse_seeds
 from tests.slurm_lab.faults import NAMES, Damage, lose_all_but_one, requeue_and_wait, strike, unplug
 from tests.slurm_lab.lab import GRACE_SECONDS, Lab, missing
-from tests.slurm_lab.runs import CHECKPOINT_STEPS, SLOW_RATE, TrainingRun
+from tests.slurm_lab.runs import CHECKPOINT_STEPS, TrainingRun
 from tests.training.shards import make_shards
 
 STEPS_PER_FAULT = 40
+RATE = "160mbit"
 """A run continues for about 50 steps until Slurm notices a dead slurmd, and for more where its batch script alone is
 lost; other faults take few steps."""
 BATCH = 6
@@ -76,7 +77,7 @@ def chaos(seed: int, faults: int, folder: Path) -> tuple[TrainingRun, list[Damag
     """A finished run with ``faults`` faults, at random times and on random nodes of the run."""
     draw = random.Random(seed)
     mode, grace = ("CANCEL", 0) if seed % 2 else ("REQUEUE", GRACE_SECONDS)
-    with Lab(nodes=4, rate=SLOW_RATE, preempt_mode=mode, grace_seconds=grace) as lab:
+    with Lab(nodes=4, rate=RATE, preempt_mode=mode, grace_seconds=grace) as lab:
         run = struck_run(lab, folder / "struck", faults)
         run.variables["PYTHONPATH"] = str(SLOW_STEPS)
         run.submit()

@@ -1,11 +1,14 @@
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.slurm_lab.lab import Lab, missing
+from tests.slurm_lab.runs import RunResult, train_undisturbed
 from tests.slurm_lab.steps import CASES, submit_case
+from tests.training.shards import make_shards
 
 
 @pytest.hookimpl(trylast=True)
@@ -26,6 +29,21 @@ def lab(lab_machine: None) -> Iterator[Lab]:
     """A four-node cluster for the session."""
     with Lab(nodes=4) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shards of 12 videos, which the runs of the lab read."""
+    return make_shards(tmp_path_factory.mktemp("lab_data") / "shards", samples=12)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    lab_machine: None, shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Future[RunResult]]:
+    """A run on two nodes without any fault, started beside the first test that uses it."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(train_undisturbed, tmp_path_factory.mktemp("undisturbed"), shards)
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,9 @@ import re
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -15,16 +16,19 @@ from slurm.job_state import JobRecord
 from tests.slurm import tiny
 from tests.slurm_lab.lab import Lab
 
+if TYPE_CHECKING:
+    from tests.slurm_lab.faults import Damage
+
 SUBMIT = Path(__file__).resolve().parents[2] / "slurm/submit.py"
-STEPS = 220
-"""Enough steps for all faults of a scenario. Slurm checks time limits every 30 s, so a time-out may take 130 steps of a
-quarter of a second."""
+STEPS = 100
+"""Enough steps for all faults of a scenario, if the network is slow while Slurm takes its time to notice one."""
 CHECKPOINT_STEPS = 5
 BATCH = 12
 """Divisible by 2 and 4 ranks, and by 3 ranks with another micro-batch."""
 RATE = "400mbit"
 """Bandwidth of the network: a step takes about a quarter of a second without using the processor."""
-SLOW_RATE = "160mbit"
+SLOW_RATE = "40mbit"
+"""Bandwidth while Slurm notices a fault, which takes half a minute to two minutes: few steps are taken."""
 NO_STANDBY = "launch.standby=false"
 """Halves the processes that a run starts, in tests of something else: standby processes cost the machine imports."""
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
@@ -133,6 +137,34 @@ class TrainingRun:
         rows, starts = self.rows(), [row for row in self.rows("events.jsonl") if row["kind"] == "start"]
         newest = starts[-1]["attempt"] if starts else None
         return sum(row["attempt"] == newest for row in rows)
+
+
+@dataclass
+class RunResult:
+    """Result of a run.
+
+    Attributes:
+        printed: text that commands printed.
+    """
+
+    tensors: dict[str, "np.ndarray[Any, Any]"]
+    losses: list[float]
+    damages: "list[Damage]"
+    printed: dict[str, str]
+
+
+def finish(run: TrainingRun, damages: "list[Damage]", printed: dict[str, str]) -> RunResult:
+    """Wait for the end of the run, and return its result."""
+    run.finish()
+    return RunResult(run.tensors(), run.losses(), damages, printed)
+
+
+def train_undisturbed(folder: Path, shards: Path) -> RunResult:
+    """The reference, on two nodes."""
+    with Lab(nodes=2, rate=RATE) as lab:
+        run = TrainingRun(lab, folder, shards, "--nodes", "2", NO_STANDBY)
+        run.submit()
+        return finish(run, [], {})
 
 
 def rank_processes(lab: Lab, job_id: str) -> dict[int, int]:

@@ -20,13 +20,14 @@ def table(costs: dict[str, list[dict[str, float | str]]]) -> str:
     for scenario, damages in costs.items():
         for damage in damages:
             seconds, slurm = (f"{damage[key]:.0f}" for key in ("seconds", "slurm_seconds"))
-            lines.append(f"| {damage['fault']}{_REMARKS.get(scenario, '')} | {damage['lost']} | {seconds} | {slurm} |")
+            remark = _REMARKS.get((scenario, str(damage["fault"])), "")
+            lines.append(f"| {damage['fault']}{remark} | {damage['lost']} | {seconds} | {slurm} |")
     return "\n".join(lines)
 
 
 _REMARKS = {
-    "preempted_without_a_signal": ", without the user signal",
-    "split_brain": " from all ranks at once (split brain)",
+    ("nodes_lost", "preemption"): ", without the user signal",
+    ("split_brain", "cable pulled"): " from all ranks at once (split brain)",
 }
 
 if __name__ == "__main__":

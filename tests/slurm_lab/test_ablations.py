@@ -8,7 +8,7 @@ import pytest
 from benchmarks.experiments.ablations import AblationRow
 from slurm.job_state import JobRecord
 from tests.slurm_lab.lab import Lab
-from tests.slurm_lab.runs import TIMEOUT
+from tests.slurm_lab.runs import NO_STANDBY, TIMEOUT
 from tests.training.shards import make_shards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +31,7 @@ def test_a_table_is_trained_fine_tuned_tested_and_printed(lab: Lab, tmp_path: Pa
         f"data.shards={train}",
         f"test.shards={val}",
         "monitoring.enabled=false",
+        NO_STANDBY,
         "log.reconstruction_every_steps=0",
     ]
     flags = ["--nodes", "1", "--ntasks-per-node", "1", "--gpus-per-node", "0", "--cpus-per-task", "1", "--time", "10"]

@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +10,15 @@ import pytest
 
 from tests.slurm_lab import faults
 from tests.slurm_lab.lab import Lab
-from tests.slurm_lab.runs import NO_STANDBY, RATE, TrainingRun
-from tests.training.shards import make_shards
+from tests.slurm_lab.runs import NO_STANDBY, RATE, STEPS, RunResult, TrainingRun
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("lab")]  # the fixture skips if this machine cannot run a lab
-STEPS = 60
-
-
-def _undisturbed(folder: Path, shards: Path) -> TrainingRun:
-    with Lab(nodes=2, rate=RATE) as lab:
-        run = TrainingRun(lab, folder, shards, "--nodes", "2", NO_STANDBY, steps=STEPS)
-        run.submit()
-        run.finish()
-    return run
 
 
 def _preempted_twice(folder: Path, shards: Path) -> tuple[TrainingRun, dict[str, str]]:
     """Killed at once by a preemption, twice, while ``--follow`` watches."""
     with Lab(nodes=2, rate=RATE, preempt_mode="CANCEL", grace_seconds=0) as lab:
-        run = TrainingRun(lab, folder, shards, "--nodes", "2", "--chain", "1", NO_STANDBY, steps=STEPS)
+        run = TrainingRun(lab, folder, shards, "--nodes", "2", "--chain", "1", NO_STANDBY)
         printed = {"submit": run.submit()}
         follower = subprocess.Popen(
             lab.on_head(*run.command, "--follow"), env=lab.environment(), cwd=folder, stdout=subprocess.PIPE, text=True
@@ -46,16 +36,14 @@ def _preempted_twice(folder: Path, shards: Path) -> tuple[TrainingRun, dict[str,
     return run, printed
 
 
-def test_a_run_preempted_twice_under_cancel_finishes_by_itself(tmp_path: Path) -> None:
-    shards = make_shards(tmp_path / "shards", samples=12)
-    with ThreadPoolExecutor() as pool:
-        undisturbed = pool.submit(_undisturbed, tmp_path / "undisturbed", shards)
-        run, printed = _preempted_twice(tmp_path / "preempted", shards)
-        expected = undisturbed.result()
-    assert run.losses() == expected.losses()
-    tensors, others = run.tensors(), expected.tensors()
-    assert tensors.keys() == others.keys()
-    assert all(np.array_equal(tensors[key], others[key]) for key in others)
+def test_a_run_preempted_twice_under_cancel_finishes_by_itself(
+    tmp_path: Path, shards: Path, undisturbed: Future[RunResult]
+) -> None:
+    run, printed = _preempted_twice(tmp_path, shards)
+    tensors, reference = run.tensors(), undisturbed.result()
+    assert run.losses() == reference.losses
+    assert tensors.keys() == reference.tensors.keys()
+    assert all(np.array_equal(tensors[key], value) for key, value in reference.tensors.items())
     assert len(run.attempts() - {""}) == 3
     assert "job        1 (slurm), then 2\n" in printed["submit"]
     assert printed["states"] == "PREEMPTED PREEMPTED COMPLETED CANCELLED"  # the last had nothing to do
@@ -64,10 +52,9 @@ def test_a_run_preempted_twice_under_cancel_finishes_by_itself(tmp_path: Path) -
     assert follow.splitlines()[-1].endswith(": COMPLETED (node[1-2])")
 
 
-def test_cancelling_a_run_cancels_its_chain(tmp_path: Path) -> None:
-    shards = make_shards(tmp_path / "shards", samples=12)
+def test_cancelling_a_run_cancels_its_chain(tmp_path: Path, shards: Path) -> None:
     with Lab(nodes=2, preempt_mode="CANCEL") as lab:
-        run = TrainingRun(lab, tmp_path, shards, "--nodes", "2", "--chain", "2", NO_STANDBY, steps=STEPS * 20)
+        run = TrainingRun(lab, tmp_path, shards, "--nodes", "2", "--chain", "2", NO_STANDBY, steps=20 * STEPS)
         run.submit()
         run.wait_for_steps(1)
         assert lab.run("scancel", "1").returncode == 0

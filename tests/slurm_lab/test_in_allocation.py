@@ -18,21 +18,13 @@ import pytest
 from tests.slurm_lab import faults
 from tests.slurm_lab.faults import Damage, aftermath, strike
 from tests.slurm_lab.lab import Lab
-from tests.slurm_lab.runs import CHECKPOINT_STEPS, RATE, TrainingRun, rank_processes
-from tests.slurm_lab.test_survival import RunResult
-from tests.training.shards import make_shards
+from tests.slurm_lab.runs import CHECKPOINT_STEPS, RATE, RunResult, TrainingRun, rank_processes
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("lab")]  # the fixture skips if this machine cannot run a lab
-STEPS = 120
-SLOWEST_RATE = "80mbit"
+WAITING_RATE = "80mbit"
 """Bandwidth while the standby processes start, which takes up to half a minute: few steps are taken."""
 STANDBY_SECONDS = 120.0
 """Time in which the standby processes must be ready on a busy machine."""
-
-
-def uninterrupted(folder: Path, shards: Path) -> RunResult:
-    """The reference, on two nodes."""
-    return _run(folder, shards, (), "launch.standby=false", nodes=2)
 
 
 def ranks_with_standby(folder: Path, shards: Path) -> RunResult:
@@ -79,13 +71,13 @@ def _run(
     nodes: int,
 ) -> RunResult:
     with Lab(nodes=nodes, rate=RATE) as lab:
-        run = TrainingRun(lab, folder, shards, "--nodes", "2", *settings, steps=STEPS)
+        run = TrainingRun(lab, folder, shards, "--nodes", "2", *settings)
         run.submit()
         damages = []
         for fault, rank in strikes:
             run.wait_for_steps(CHECKPOINT_STEPS + 2)
             if "launch.standby=false" not in settings:
-                lab.change_rate(SLOWEST_RATE)
+                lab.change_rate(WAITING_RATE)
                 wait_for_standby(run)
                 lab.change_rate(RATE)
             damages.append(strike_and_time(run, fault, run.nodes()[rank]))
@@ -131,7 +123,7 @@ def ready(process: Path) -> bool:
         return False
 
 
-SCENARIOS = (uninterrupted, ranks_with_standby, ranks_without_standby, spare, fewer_nodes, batch_host)
+SCENARIOS = (ranks_with_standby, ranks_without_standby, spare, fewer_nodes, batch_host)
 
 
 LONG = {"ranks_without_standby", "fewer_nodes", "batch_host"}
@@ -146,13 +138,15 @@ def _named(*names: str) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="module")
 def results(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    shards: Path,
+    undisturbed: Future[RunResult],
 ) -> Iterator[dict[str, Future[RunResult]]]:
     """The runs of the selected tests; a test waits for its own run."""
     own = [item for item in request.session.items if item.path == request.path and isinstance(item, pytest.Function)]
-    wanted = {"uninterrupted", *(item.callspec.params["name"] for item in own if hasattr(item, "callspec"))}
+    wanted = {item.callspec.params["name"] for item in own if hasattr(item, "callspec")}
     folder = tmp_path_factory.mktemp("in_allocation")
-    shards = make_shards(folder / "shards", samples=12)
     with ThreadPoolExecutor(int(os.environ.get("LAB_CONCURRENT", "2"))) as pool:
         futures = {
             scenario.__name__: pool.submit(scenario, folder / scenario.__name__, shards)
@@ -166,8 +160,10 @@ def results(
 
 
 @_named("ranks_with_standby", "ranks_without_standby", "spare", "batch_host")
-def test_the_weights_are_bitwise_those_of_an_undisturbed_run(name: str, results: dict[str, Future[RunResult]]) -> None:
-    reference, result = results["uninterrupted"].result(), results[name].result()
+def test_the_weights_are_bitwise_those_of_an_undisturbed_run(
+    name: str, results: dict[str, Future[RunResult]], undisturbed: Future[RunResult]
+) -> None:
+    reference, result = undisturbed.result(), results[name].result()
     assert result.losses == reference.losses
     assert all(np.array_equal(result.tensors[key], value) for key, value in reference.tensors.items())
 
@@ -183,8 +179,8 @@ def test_the_spare_has_taken_over(name: str, results: dict[str, Future[RunResult
 
 
 @_named("fewer_nodes")
-def test_fewer_nodes_train_on(name: str, results: dict[str, Future[RunResult]]) -> None:
-    reference, result = results["uninterrupted"].result(), results[name].result()
+def test_fewer_nodes_train_on(name: str, results: dict[str, Future[RunResult]], undisturbed: Future[RunResult]) -> None:
+    reference, result = undisturbed.result(), results[name].result()
     assert len(result.printed["nodes"].split()) == 1
     np.testing.assert_allclose(result.losses, reference.losses, rtol=1e-4)
 
