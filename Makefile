@@ -3,6 +3,8 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
+# Python keeps what it has compiled: otherwise each process of a test would compile the project again.
+unexport PYTHONDONTWRITEBYTECODE
 SYSTEM_PACKAGES := slurm-wlm slurmctld slurmd munge iproute2 ffmpeg libopencv-dev libturbojpeg0-dev pkg-config \
 	prometheus chromium
 

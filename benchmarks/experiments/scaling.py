@@ -265,9 +265,9 @@ def predict_steps(measured: dict[int, dict[str, Any]], config: Config, cores: in
     return rows
 
 
-def check(config: Config, arguments: list[str]) -> dict[str, Any]:
-    """Measure on 1, 2 and 4 processes and print the predictions beside the measurements."""
-    measured = {world: run_ranks(world, arguments) for world in WORLDS}
+def check(config: Config, arguments: list[str], most: int) -> dict[str, Any]:
+    """Measure on 1, 2 and 4 processes, up to ``most``, and print the predictions beside the measurements."""
+    measured = {world: run_ranks(world, arguments) for world in WORLDS if world <= most}
     rows = predict_steps(measured, config, len(os.sched_getaffinity(0)))
     table = Table(title="seconds per step on this machine", title_justify="left")
     for column in ("processes", "ZeRO", "predicted", "measured", "error"):
@@ -307,6 +307,9 @@ def main() -> None:
     parser.add_argument("--per-node", type=int, default=8, help="GPUs per node (default: 8)")
     parser.add_argument("--overlap", type=float, default=0.0, help="share of the backward pass that overlaps messages")
     parser.add_argument("--check", action="store_true", help="compare the model with processes on this machine")
+    parser.add_argument(
+        "--processes", type=int, choices=WORLDS[1:], default=WORLDS[-1], help="most processes of --check (default: 4)"
+    )
     parser.add_argument("--picture", type=output_file, help="PNG file for the plot")
     parser.add_argument("--json", type=output_file, help="file for the numbers")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
@@ -319,7 +322,7 @@ def main() -> None:
             if os.environ["RANK"] != "0":
                 return
         else:
-            figures = check(config, sys.argv[1:])
+            figures = check(config, sys.argv[1:], options.processes)
     else:
         config, gpu = load_config(options.config, options.overrides), find_gpu(options.gpu)
         seconds = options.seconds_per_clip or step_flops(config).model / (gpu.tflops * 1e12 * options.mfu)

@@ -234,7 +234,7 @@ def test_a_rollback_discards_the_copies_before_it(shards: Path, tmp_path: Path):
     assert CheckpointStore(RunFolder(config.run_folder).checkpoints).complete()[-1].position == 24 + 12
 
 
-@pytest.mark.parametrize("world", [3, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("world", [3, pytest.param(2, marks=pytest.mark.exhaustive)])
 def test_copies_of_four_ranks_are_read_by_fewer_on_the_node_that_is_left(shards: Path, tmp_path: Path, world: int):
     config = run_of(shards, tmp_path / "runs").updated(
         {"optim.global_batch_size": 12, "optim.epochs": STEPS, "engine.micro_batch_size": 1, "engine.zero_stage": world}

@@ -17,7 +17,8 @@ FURTHER = {
     "motionmae submit": "--dry-run name=submitted optim.global_batch_size=32 engine.micro_batch_size=1",
     "python -m benchmarks.experiments.evidence": f"{_EVIDENCE} -- {_ONE_EPOCH} {_TINY_CLIPS} {_SMALL_BATCH}",
     "python -m benchmarks.experiments.scaling --check": (
-        "model.size=vit_s model.depth=1 clip.frames=4 clip.size=32 engine.precision=fp32 engine.micro_batch_size=1"
+        "--processes 2 model.size=vit_s model.depth=1 clip.frames=4 clip.size=32 engine.precision=fp32 "
+        "engine.micro_batch_size=1"
     ),
     "python -m benchmarks.memory_copies": "--steps 1 --rounds 1",
     "python -m benchmarks.restart": "--rounds 1",

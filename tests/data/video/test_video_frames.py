@@ -150,7 +150,7 @@ def test_frames_are_those_of_the_ffmpeg_program(tmp_path, case):
     assert (np.array(compare(tmp_path, *case)) >= LIMITS).all()
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layout", FORMATS)
 def test_frames_are_those_of_the_ffmpeg_program_in_the_whole_matrix(tmp_path, layout):
     cases = [case for case in PRODUCT if case[2] == layout]

@@ -47,9 +47,11 @@ def made(out) -> dict:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    "seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(4, 10))]
+)
 def test_a_run_killed_at_random_moments_goes_on_to_the_same_bytes(videos, undisturbed, tmp_path, seed):
-    """Twenty kills, two per folder: at the start, during planning, while shards are open, between shards."""
+    """Two kills: at the start, during planning, while shards are open, between shards."""
     out, random, kept = tmp_path / "out", Random(seed), {}
     workers, kills = str([1, 2, 4][seed % 3]), 0
     while kills < 2:
