@@ -1,18 +1,25 @@
-"""Memory copies on real ranks. A folder takes the place of each node's /dev/shm."""
+"""Memory copies: their parts in this process, then real ranks. A folder takes the place of each node's /dev/shm."""
 
+import os
 import shutil
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from motionmae.checkpointing.memory_copies import Ring
+from motionmae.checkpointing import memory_copies
+from motionmae.checkpointing.memory_copies import MemoryCopies, Ring, _describe, _pieces
 from motionmae.config import Config
+from motionmae.distributed.context import DistributedContext
 from motionmae.models.motionmae import build_motionmae
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import read_rows
+from motionmae.runs.memory_folder import MemoryFolder, Share
 from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.memory_workers import (
@@ -26,6 +33,7 @@ from tests.training.memory_workers import (
 from tests.training.shards import STEPS, make_shards, tiny_run
 
 STAGES = [0, 1, 2, 3]
+RANK = DistributedContext(rank=1, world=3, local_rank=1, device=torch.device("cpu"))
 
 
 def test_shares_travel_in_a_ring_over_the_nodes():
@@ -37,6 +45,117 @@ def test_shares_travel_in_a_ring_over_the_nodes():
     assert [each.receiver for each in uneven] == [1, 0, 1, 1]
     assert uneven[1].senders == (0, 2, 3)
     assert Ring.find(1, ["a", "a"]) == Ring((0, 1), None, ())
+
+
+def copies_of(ring: Ring, every: int = 5) -> MemoryCopies:
+    copies: Any = MemoryCopies.__new__(MemoryCopies)
+    copies._ring, copies._every, copies._rank = ring, every, RANK
+    copies.folder = MemoryFolder(Path("/nowhere"))
+    copies._thread = copies._error = copies._group = None
+    copies._problem, copies._has_warned, copies.messages = "", False, []
+    copies._log = copies.messages.append
+    return copies
+
+
+@pytest.mark.parametrize(
+    ("free", "memory", "fits"),
+    [(2200, 2200, True), (2199, 9999, False), (9999, 2199, False), (2199, 2199, False), (9999, 9999, True)],
+)
+def test_a_tenth_more_than_all_ranks_of_the_node_need_must_be_free(
+    monkeypatch: pytest.MonkeyPatch, free: int, memory: int, fits: bool
+):
+    monkeypatch.setattr(memory_copies.memory_folder, "free_space", lambda path: free)
+    monkeypatch.setattr(memory_copies, "free_bytes", lambda: memory)
+    copies = copies_of(Ring((0, 1), None, ()))
+    if fits:
+        copies._check_free(1000)  # two ranks: 2,200 bytes
+    else:
+        with pytest.raises(OSError, match=r"^the node needs 2\.2e-06 GB for it and has 2\.2e-06 GB$"):
+            copies._check_free(1000)
+
+
+@pytest.mark.parametrize(("senders", "needed"), [((), 2200), ((4,), 4400)])
+def test_the_share_of_the_other_node_needs_as_much_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, senders: tuple[int, ...], needed: int
+):
+    """A rank of two on its node copies 1,000 bytes; of them a tenth more must be free."""
+    copies: Any = copies_of(Ring((1, 2), None, senders))
+    copies.folder, copies._attempt = MemoryFolder(tmp_path / "user" / "run"), 3
+    tensors = {
+        "a": {kind: torch.zeros(size) for kind, size in (("parameter", 150), ("exp_avg", 50), ("exp_avg_sq", 50))}
+    }
+    staged: Any = SimpleNamespace(step=10, state={})
+    free = [needed - 1]
+    monkeypatch.setattr(memory_copies.memory_folder, "free_space", lambda path: free[0])
+    monkeypatch.setattr(memory_copies, "free_bytes", lambda: 1 << 40)
+    with pytest.raises(OSError, match="the node needs"):
+        copies._write_own(staged, tensors, 12, "step-00000008")
+    free[0] = needed
+    share = copies._write_own(staged, tensors, 12, "step-00000008")
+    folder = copies.folder.folder_of(share)
+    assert share == Share(
+        attempt=3, position=12, step=10, rank=1, world=3, base="step-00000008", files=share.files
+    )  # fmt: skip
+    assert sorted(path.name for path in folder.iterdir()) == sorted(entry.name for entry in share.files)
+    assert len(share.files) == 2  # the state is written by rank 0 alone
+
+
+def test_copies_are_due_at_multiples_of_their_interval():
+    assert [step for step in range(1, 13) if copies_of(Ring((1,), None, ())).is_due(step)] == [5, 10]
+    assert not copies_of(Ring((1,), None, ()), every=0).is_due(0)
+
+
+def test_only_the_first_rank_of_a_node_cleans_up():
+    assert copies_of(Ring((1, 2), None, ()))._is_first_of_node
+    assert not copies_of(Ring((0, 1), None, ()))._is_first_of_node
+
+
+def test_a_failed_copy_is_told_once_and_a_bug_is_raised():
+    copies: Any = copies_of(Ring((1,), None, ()))
+    copies.poll()
+    copies.wait()
+    copies._problem = "no space"
+    for _ in range(2):
+        copies._thread = threading.Thread(target=int)
+        copies._thread.start()
+        copies._thread.join()
+        copies.poll()
+        assert copies._thread is None
+    (message,) = copies.messages
+    assert message.startswith("the state cannot be copied to memory (no space); training continues")
+    copies._thread, copies._error = threading.Thread(target=int), ValueError("a bug")
+    copies._thread.start()
+    with pytest.raises(ValueError, match="a bug"):
+        copies.wait()
+    waits = threading.Event()
+    copies._thread, copies._error = threading.Thread(target=waits.wait, daemon=True), None
+    copies._thread.start()
+    copies.poll()  # does not wait
+    assert copies._thread is not None
+    waits.set()
+
+
+def test_pieces_of_a_message_have_at_most_64_mib_and_errors_are_described():
+    files = [torch.empty(n, dtype=torch.uint8) for n in (3, (64 << 20) + 1)]
+    assert [len(piece) for piece in _pieces(files)] == [3, 64 << 20, 1]
+    assert _describe(OSError(28, "No space left on device", "/x")) == "No space left on device"
+    assert _describe(OSError("it needs more")) == "it needs more"
+
+
+def test_the_thread_of_a_copy_yields_to_training_alone():
+    """Linux keeps a nice value for each thread."""
+    found: list[int] = []
+
+    def work() -> None:
+        memory_copies._yield_to_training()
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [10] or (found == [before] and before > 10)  # only root may lower a nice value
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
 
 
 @pytest.fixture(scope="module")
