@@ -58,11 +58,11 @@ def _parse(text: str) -> Any:
     try:
         return parse_json(raw, Any, _LIMIT)
     except InvalidJsonError as error:
-        lines = [line for line in raw.split(b"\n") if line.strip()]
-        if len(lines) < 2 or lines[0].strip()[-1:] not in (b"}", b"]", b'"'):
+        lines = [(number, line) for number, line in enumerate(raw.split(b"\n"), start=1) if line.strip()]
+        if len(lines) < 2 or lines[0][1].strip()[-1:] not in (b"}", b"]", b'"'):
             raise
         rows = []
-        for number, line in enumerate(lines, start=1):
+        for number, line in lines:
             try:
                 rows.append(parse_json(line, Any, _LIMIT))
             except InvalidJsonError as wrong:

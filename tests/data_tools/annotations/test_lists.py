@@ -158,6 +158,7 @@ class TestJson:
         [
             ("{", "is not JSON"),
             ('{"path": "v1.mp4"}\n{"path": ', r"line 2"),
+            ('\n{"path": "v1.mp4"}\n\n{"path": ', r"line 4: "),
             ("5", "is JSON, but no list of videos"),
             ('{"a": 1, "b": [1]}', "is a JSON object with the keys a, b"),
             ('[1, "v1.mp4"]', "mixes entries of several forms"),
