@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.experiments.real_video.encoders import Floats, cell_features
 from benchmarks.experiments.real_video.hand_made import features_of
 from benchmarks.experiments.real_video.readout import (
     DECAYS,
@@ -34,9 +35,9 @@ _DESCRIPTION = """\
 Classify real videos by hand-made features and by frozen encoders, with the same classifiers, splits and seeds.
 
 Rows: the most frequent class; appearance (gradients and colours of four frames), motion (histograms of normal flow),
-both; the features of each --encoder. Columns: logistic regression and nearest neighbours. Weight decay and number of
-neighbours are chosen on a quarter of the training videos, whole groups together, which a seed draws; the classifier is
-then trained on all training videos. Test videos choose nothing.
+both; the frozen tokens of each --encoder, pooled in cells of time and place. Columns: logistic regression and nearest
+neighbours. Weight decay and number of neighbours are chosen on a quarter of the training videos, whole groups together,
+which a seed draws; the classifier is then trained on all training videos. Test videos choose nothing.
 
 --split leave-one-out and halves put the videos of both folders together, and divide them by --group: each group is
 tested once after training on all others; a seed draws half of the groups for the test."""
@@ -46,7 +47,7 @@ examples (REAL stands for `python -m benchmarks.experiments.real_video`):
   REAL --train data/ut/train --test data/ut/val
   REAL --train data/jhmdb/fold1 --test data/jhmdb/fold2 --group '(.*?)_[a-z_]+_[ufhl]_[nc]m_np'
   REAL --train data/ut/train --test data/ut/val --group 'segmented_set\\d/\\d+_(\\d+)_' --split leave-one-out
-  REAL --train data/ut/train --test data/ut/val --encoder both=runs/both scratch=runs/untrained --json ut.json"""
+  REAL --train data/ut/train --test data/ut/val --encoder both=runs/both scratch=runs/untrained --mirror"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     add("--train", required=True, help="folder of labelled shards")
     add("--test", required=True, help="folder of labelled shards with the same classes")
     add("--encoder", nargs="+", default=[], metavar="NAME=WEIGHTS", help="frozen encoders, each with a name")
+    add("--mirror", action="store_true", help="train on the mirror images of the training videos, too (all rows)")
     add("--seed", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="seeds (0 1 2)")
     add("--split", choices=SPLITS, default="given", help="which videos are for the test (given: those of --test)")
     add("--group", type=re.compile, metavar="REGEX", help="its first group names the recording of a video's path")
@@ -79,15 +81,14 @@ def _run(options: argparse.Namespace) -> int:
     numbers = [np.arange(len(classes)), logits]
     parts = [_described(reader, one, options.group) for reader, one in zip(readers, numbers, strict=True)]
     rows: list[dict[str, Any]] = []
-    hand_made = [_hand_made(reader) for reader in readers]
+    hand_made = [_hand_made(reader, options.mirror) for reader in readers]
     for name, columns in {"appearance": [0], "motion": [1], "appearance and motion": [0, 1]}.items():
-        chosen = [np.concatenate([values[column] for column in columns], axis=1) for values in hand_made]
-        rows.append(_row(name, parts, chosen, options))
+        rows.append(_row(name, parts, [_columns(features, columns) for features in hand_made], options))
     for named in options.encoder:
         name, is_named, weights = named.partition("=")
         if not is_named:
             raise UserError(f"--encoder {named} has no name: write NAME={named}")
-        rows.append(_row(name, parts, _encoded(weights, readers), options))
+        rows.append(_row(name, parts, cell_features(weights, readers), options))
     train, test = parts
     split = SPLITS[options.split]
     baseline = mean(accuracy(most_frequent, (0,), split(train, test, seed), seed)[0] for seed in options.seed)
@@ -98,6 +99,7 @@ def _run(options: argparse.Namespace) -> int:
             "train": readers[0].manifest.fingerprint,
             "test": readers[1].manifest.fingerprint,
             "split": options.split,
+            "mirror": options.mirror,
             "seeds": options.seed,
             "most_frequent": baseline,
             "rows": rows,
@@ -124,34 +126,27 @@ def group_of(source: str, pattern: re.Pattern[str] | None) -> str:
     return found[1] if found and found.groups() else source
 
 
-def _hand_made(reader: ShardReader) -> tuple[np.ndarray, np.ndarray]:
-    found = [features_of(reader, sample) for sample in range(reader.manifest.samples)]
-    return np.stack([one for one, _ in found]), np.stack([two for _, two in found])
+def _hand_made(reader: ShardReader, mirror: bool) -> list[tuple[Floats, Floats]]:
+    """Return (appearance, motion) of all samples, and of their mirror images if they are asked for."""
+    found = []
+    for mirrored in (False, True) if mirror else (False,):
+        values = [features_of(reader, sample, mirrored) for sample in range(reader.manifest.samples)]
+        found.append((np.stack([one for one, _ in values]), np.stack([two for _, two in values])))
+    return found
 
 
-def _encoded(weights: str, readers: Sequence[ShardReader]) -> list[np.ndarray]:
-    """Return the features of a frozen encoder for all samples, computed once per weights (`motionmae knn`)."""
-    from motionmae.config import EngineConfig
-    from motionmae.distributed.process_group import distributed
-    from motionmae.evaluation.features import features_of_shards
-    from motionmae.evaluation.load_model import choose_weights, load_embedding
-
-    with distributed(EngineConfig()) as rank:
-        source = choose_weights(rank, weights, None, ())
-        model, loaded = load_embedding(source)
-        found = []
-        for reader in readers:
-            results = features_of_shards(model, loaded.config, reader, source.results / "knn", rank)
-            if results.unreadable:
-                raise UserError(f"{reader.folder} has unreadable videos: check it with `motionmae shards verify`")
-            found.append(np.stack([results.values[str(sample)] for sample in range(reader.manifest.samples)]))
-        return found
+def _columns(features: list[tuple[Floats, Floats]], columns: Sequence[int]) -> tuple[Floats, ...]:
+    return tuple(np.concatenate([kinds[column] for column in columns], axis=1) for kinds in features)
 
 
 def _row(
-    name: str, parts: Sequence[Part], features: Sequence[np.ndarray], options: argparse.Namespace
+    name: str, parts: Sequence[Part], features: Sequence[tuple[Floats, ...]], options: argparse.Namespace
 ) -> dict[str, Any]:
-    train, test = (Part(x, part.labels, part.groups) for x, part in zip(features, parts, strict=True))
+    """Classify by the features of the videos of both folders, each followed by those of their mirror images."""
+    train, test = (
+        Part(values[0], part.labels, part.groups, values[1] if options.mirror else None)
+        for values, part in zip(features, parts, strict=True)
+    )
     row: dict[str, Any] = {"features": name}
     methods = {"logistic_regression": (logistic_regression, DECAYS), "neighbours": (nearest_neighbours, NEIGHBOURS)}
     split = SPLITS[options.split]

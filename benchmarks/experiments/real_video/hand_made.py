@@ -25,13 +25,18 @@ _STILL, _FLAT = 0.02, 0.01  # smallest change, and smallest gradient, of grey le
 Floats = NDArray[np.float32]
 
 
-def features_of(reader: ShardReader, sample: int) -> tuple[Floats, Floats]:
-    """Return the appearance (176 values) and the motion (265 values) of a stored sample of at least two frames."""
+def features_of(reader: ShardReader, sample: int, mirrored: bool = False) -> tuple[Floats, Floats]:
+    """Return the appearance (176 values) and the motion (265 values) of a stored sample of at least two frames.
+
+    If ``mirrored``, these are the features of its mirror image.
+    """
     count = reader.read_meta(sample).frames
     seen = np.linspace(0, count - 1, _APPEARANCE_FRAMES).astype(int)
     pairs = np.linspace(0, count - 2, min(_MOTION_PAIRS, count - 1)).astype(int)
     numbers = sorted({*seen.tolist(), *pairs.tolist(), *(pairs + 1).tolist()})
     frames = dict(zip(numbers, decode(reader.read_frames(sample, numbers)), strict=True))
+    if mirrored:
+        frames = {number: frame[:, ::-1] for number, frame in frames.items()}
     return (
         appearance(np.stack([frames[int(number)] for number in seen])),
         motion(
