@@ -72,6 +72,16 @@ def test_a_strong_shrink_does_not_alias():
     assert decoded([jpeg], Crop(0, 0, 96, 96), 96).std() > 100
 
 
+@pytest.mark.parametrize(("height", "is_averaged"), [(48, False), (64, False), (65, True), (96, True)])
+def test_crops_are_averaged_if_both_sides_shrink_to_less_than_half(height, is_averaged):
+    """The width shrinks to a third. Without averaging, every third column stays: two white, two black, two white."""
+    lines = np.zeros((96, 128, 3), np.uint8)
+    lines[:, ::4] = lines[:, 1::4] = 255
+    jpeg = simplejpeg.encode_jpeg(lines, 100, colorsubsampling="444")
+    found = decoded([jpeg], Crop(0, 0, height, 96), 32).std()
+    assert found < 60 if is_averaged else found > 100
+
+
 def test_sizes_may_change_from_call_to_call():
     small = simplejpeg.encode_jpeg(smooth(5, 40, 56), 95)
     for jpeg, meta in ((small, replace(META, height=40, width=56)), (JPEGS[0], META)) * 2:

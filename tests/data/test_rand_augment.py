@@ -1,6 +1,7 @@
 """RandAugment and erasing of clips: timm's operations and probabilities, drawn once a clip by key."""
 
 import random
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from timm.data import auto_augment
 
 from motionmae.config import ClipConfig, DataConfig
+from motionmae.data.clip_decoder import ClipRequest
 from motionmae.data.clip_sampling import segment_frames
 from motionmae.data.rand_augment import ClipAugment, draw_operations, parse_policy
 from motionmae.data.rng import KeyedRandom
@@ -95,6 +97,29 @@ def test_erasing_fills_one_box_with_noise_in_all_frames():
     assert 0.01 <= min(areas) < 0.1 < 0.25 < max(areas) <= 0.4  # timm: 0.02 to 1/3
     hit = [not np.array_equal(augmented(clip, key, random_erasing=0.25), clip) for key in range(200)]
     assert 30 <= sum(hit) <= 70
+
+
+def test_noise_is_cut_off_at_black_and_white():
+    """Noise beyond 0 to 255 becomes 0 or 255; a value below 1 is stored as 0."""
+    black, white = (np.full((4, SIZE, SIZE, 3), value, np.uint8) for value in (0, 255))
+    values = []
+    for key in range(60):
+        one, other = (augmented(clip, key, random_erasing=1.0) for clip in (black, white))
+        values.append(one[(one == other).all(axis=-1)])  # pixels of the box: those outside stay black and white
+    noise = np.concatenate(values)
+    # ImageNet's mean and deviation of red, green and blue
+    for channel, (mean, std) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
+        normal = NormalDist(255 * mean, 255 * std)
+        assert (noise[:, channel] == 0).mean() == pytest.approx(normal.cdf(1), abs=0.003)
+        assert (noise[:, channel] == 255).mean() == pytest.approx(1 - normal.cdf(255), abs=0.003)
+
+
+def test_each_repeat_of_a_sample_is_augmented_by_its_own_draws():
+    request = ClipRequest(row=0, seed=1, epoch=2, sample=3, repeat=0)
+    names = ("seed", "epoch", "sample", "repeat")
+    others = [request._replace(**{name: getattr(request, name) + 1}) for name in names]
+    assert len({one.augment_random.bits() for one in (request, *others)}) == 5
+    assert request._replace(row=9).augment_random.bits() == request.augment_random.bits()
 
 
 @pytest.mark.parametrize("policy", ["augmix-m5", "rand-m9-z3", "rand-m9-tweights"])

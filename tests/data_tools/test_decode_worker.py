@@ -65,6 +65,16 @@ def test_a_dying_process_costs_its_video_only(tmp_path, worker, pipe):
     assert decode(worker, video).source_frames == 3
 
 
+def test_ctrl_c_is_left_to_the_parent(tmp_path, worker):
+    """A terminal sends it to all processes of the command."""
+    video = write_video(tmp_path / "v.mp4", draw_frames(3))
+    decode(worker, video)
+    process = worker._process
+    os.kill(process.pid, signal.SIGINT)
+    assert decode(worker, video).source_frames == 3
+    assert worker._process is process
+
+
 def test_a_process_that_dies_while_it_starts_is_no_fault_of_the_video(tmp_path, worker):
     video = write_video(tmp_path / "v.mp4", draw_frames(3))
 

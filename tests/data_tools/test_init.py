@@ -1,6 +1,7 @@
 """`motionmae init`: its config loads and fits, its commands run as printed, and its choices follow from the videos."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,14 @@ def test_strides_by_hand(tmp_path: Path):
     assert (short.frames, short.stride) == (8, 1)
     assert config_of(survey_of(99, 40, sides=(120, 160)), gpu, tmp_path)[0].clip.size == 112
     assert shard_options(survey_of(9, 30 * 600, names=""), gpu) == ["--segment-seconds", "10"]
+
+
+def test_the_stride_is_for_the_frames_that_three_quarters_of_the_videos_have(tmp_path: Path):
+    survey = replace(survey_of(99, 300), frames=(300, 20, 100, 40, 10, 200, 80, 60))
+    assert (survey.short_frames, survey.median_frames) == (40, 70)  # 6 of 8 have 40; 70 is between 60 and 80
+    clip = config_of(survey, Machine(16, 1, 80, "A100"), tmp_path)[0].clip
+    assert (clip.frames, clip.stride) == (16, 2)  # 15 x 2 + 1 = 31 of 40 frames
+    assert replace(survey, frames=(7,)).short_frames == 7
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Samples that only motion tells apart, from shards whose pixels encode the numbers of their frames."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 import simplejpeg
 import webdataset
 
-from motionmae.data.open_shards import open_reader
-from motionmae.data.shards.manifest import write_manifest
+from motionmae.data.flow import encode_flow
+from motionmae.data.open_shards import load_manifest, open_reader
+from motionmae.data.shards.format import ShardWriter
+from motionmae.data.shards.manifest import EncoderSettings, Manifest, write_manifest
 from tests.commands.functions import motion_labels, verify
-from tests.data.made_shards import frame_numbers, make_shards
+from tests.data.made_shards import frame_numbers, make_shards, meta, picture
 
 FRAMES = 9
 
@@ -86,3 +89,19 @@ def test_a_folder_that_holds_something_and_windows_of_videos_are_refused(shards,
     write_manifest(shards, type(manifest)(**{**vars(manifest), "encoder": encoder}))
     assert motion_labels([str(shards), "--task", "arrow", "--out", str(tmp_path / "out")]) == 2
     assert "needs whole videos" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_the_manifest_is_that_of_the_videos_without_flow_and_quarantine(tmp_path):
+    source, out = tmp_path / "shards", tmp_path / "out"
+    source.mkdir()
+    jpegs, flow = [picture(number, 16, 24) for number in range(FRAMES)], encode_flow(np.zeros((16, 24, 2), np.float32))
+    with ShardWriter(source / "a.tar") as shard:
+        shard.write("0", jpegs, meta(FRAMES, 16, 24), [flow] * FRAMES)
+    encoder = EncoderSettings(short_side=16, jpeg_quality=95, flow_distance=2)
+    given = Manifest("toy", "train", ("none",), encoder, (shard.entry,), quarantined=3)
+    write_manifest(source, given)
+    assert motion_labels([str(source), "--task", "arrow", "--out", str(out)]) == 0
+    made = load_manifest(out)
+    assert [(shard.name, shard.samples) for shard in made.shards] == [("arrow-000000.tar", 2)]
+    expected = {"dataset": "toy-arrow", "class_names": ("forward", "backward"), "quarantined": 0}
+    assert made == replace(given, encoder=replace(encoder, flow_distance=0), shards=made.shards, **expected)

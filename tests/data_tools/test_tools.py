@@ -10,12 +10,12 @@ from pathlib import Path
 import cv2
 import pytest
 
-from data_tools.stats import NAMED_CLASSES, class_bars, print_tables
+from data_tools.stats import NAMED_CLASSES, class_bars, collect, print_tables
 from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import ShardWriter
 from motionmae.data.shards.manifest import write_manifest
 from tests.commands.functions import preview, stats, verify
-from tests.data.made_shards import meta, picture
+from tests.data.made_shards import make_shards, meta, picture
 from tests.data_tools.make_shards.runs import make, small_set
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,6 +168,14 @@ def test_the_picture_names_classes_and_sums_up_the_rest_of_many():
     bars = class_bars(many)
     assert len(bars) == NAMED_CLASSES + 1
     assert bars[-1] == ("each of the other 3 (median)", 1000 - (NAMED_CLASSES + 1))
+
+
+def test_seconds_count_the_frames_that_a_stride_left_out(tmp_path):
+    """50 stored frames of each 200, of which 25 are in a second: 8 seconds."""
+    found = collect(tmp_path, make_shards(tmp_path, (3, 2), frames=50, stride=4))
+    times = {"seconds_per_video": [8, 8, 8], "fps": [25, 25, 25], "hours": 0.0111}
+    expected = {"samples": 5, "videos": 5, "labelled": 5, "shards": 2, "frames": 250, "frames_per_video": [50, 50, 50]}
+    assert (expected | times).items() <= found.items()
 
 
 @pytest.mark.parametrize("others", [[], [25.0]])

@@ -313,10 +313,11 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"x.beton is (not a .beton|incomplete)"):
             loader(shards, tmp_path / "x.beton")
 
-    def test_another_version(self, shards, beton, tmp_path):
-        content = beton.read_bytes().replace(b'"version": 2', b'"version": 9')
+    @pytest.mark.parametrize("version", [1, 3])
+    def test_another_version(self, shards, beton, tmp_path, version):
+        content = beton.read_bytes().replace(b'"version": 2', b'"version": %d' % version)
         (tmp_path / "x.beton").write_bytes(content)
-        with pytest.raises(UserError, match=r"x.beton has version 9 instead of 2"):
+        with pytest.raises(UserError, match=rf"x.beton has version {version} instead of 2"):
             loader(shards, tmp_path / "x.beton")
 
     def test_flow(self, shards, beton):

@@ -220,3 +220,17 @@ def test_a_source_without_samples_and_other_settings_are_refused(folders):
         load_config("tiny_toy", [shards, "data.mixture_temperature=2"])
     with pytest.raises(UserError, match="different classes"):
         ClipLoader(mixed(folders), CLIP, seed=0, batch=8, micro_batch_size=8, labelled=True)
+
+
+def test_a_shared_cache_has_room_for_the_windows_of_all_remote_sources(folders, tmp_path, monkeypatch):
+    """The two windows of an epoch are all three shards of a source, with 2 % for their indexes."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    needed = [1.02 * sum(shard.stat().st_size for shard in Path(folder).glob("*.tar")) / 1e9 for folder in folders]
+    with serving(Path(folders[0])) as one, serving(Path(folders[1])) as other:
+        urls = (one.url, other.url)
+        for gigabytes in (1.01 * max(needed), 0.99 * sum(needed)):
+            data = mixed(urls, cache=str(tmp_path / "cache"), cache_gb=gigabytes)
+            with pytest.raises(UserError, match=rf"data\.cache_gb=.* take {sum(needed):.3g} GB"):
+                ClipLoader(data, CLIP, seed=3, batch=BATCH, micro_batch_size=8)
+        data = mixed(urls, cache=str(tmp_path / "cache"), cache_gb=1.01 * sum(needed))
+        ClipLoader(data, CLIP, seed=3, batch=BATCH, micro_batch_size=8).close()

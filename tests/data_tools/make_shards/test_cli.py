@@ -1,3 +1,4 @@
+import argparse
 import contextlib
 import json
 import os
@@ -6,6 +7,7 @@ import sys
 
 import pytest
 
+from data_tools.make_shards import cli
 from motionmae.data.open_shards import load_manifest, open_reader
 from tests.commands.functions import make_shards as main
 from tests.data_tools.make_shards.runs import ROOT, arguments, fingerprint, make, manifest, quarantine, small_set, start
@@ -159,11 +161,12 @@ def test_strict_tells_of_quarantined_videos_by_its_status(videos, made, tmp_path
 
 
 def test_rows_without_video_are_quarantined_as_missing(videos, tmp_path, capsys):
-    (tmp_path / "train.csv").write_text("a/00.mp4 0\na/gone.mp4 0\nb/01.avi 1\n")
+    gone = [f"a/gone{number}.mp4" for number in range(5)]
+    (tmp_path / "train.csv").write_text("".join(f"{name} 0\n" for name in ("a/00.mp4", *gone, "b/01.avi")))
     out = tmp_path / "out"
     assert make(videos, out, "--annotations", str(tmp_path), "--split", "train") == 0
-    assert "quarantined:  1 missing" in capsys.readouterr().out
-    assert quarantine(out) == {"a/gone.mp4": "missing"}
+    assert "quarantined:  5 missing" in capsys.readouterr().out
+    assert list(quarantine(out).items()) == [(name, "missing") for name in gone]  # by path, not by shard
     assert (manifest(out)["samples"], manifest(out)["split_file"]) == (2, "train.csv")
 
 
@@ -237,6 +240,13 @@ def test_missing_and_empty_folders_are_answered_in_a_sentence(videos, tmp_path, 
     (tmp_path / "file").touch()
     assert make(videos, tmp_path / "file" / "out") == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_parts_are_counted_from_0():
+    assert [cli._part(text) for text in ("0/1", "0/16", "15/16")] == [(0, 1), (0, 16), (15, 16)]
+    for text in ("16/16", "17/16", "0/0", "-1/16", "1.5/16", "a/16", "1/", "/16", "1", "", "0/1/2"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"is not a part: the parts of 16 are 0/16 to 15/16"):
+            cli._part(text)
 
 
 @pytest.mark.parametrize("as_folder", [True, False])

@@ -2,6 +2,7 @@ import pytest
 
 from data_tools.make_shards import cli
 from data_tools.make_shards.records import load_record
+from data_tools.make_shards.retry import end_retry
 from data_tools.make_shards.write import write_shards
 from tests.data_tools.make_shards.runs import fingerprint, make, small_set
 
@@ -67,3 +68,14 @@ def test_the_next_retry_tries_again(two_lack_a_video):
         before = times(out)
         assert make(videos, out, "--retry") == 0
         assert sum(before[name] != time for name, time in times(out).items()) == 2
+
+
+def test_the_end_of_a_retry_of_the_whole_ends_those_of_its_parts(tmp_path):
+    """A marker that stays would keep the next retry of its part from trying anything again."""
+    state, others = tmp_path / ".make_shards", {"plan.json", "retry.0of2.bak", "retry.old"}
+    state.mkdir()
+    for name in ("retry", "retry.0of2", "retry.1of2", *others):
+        (state / name).touch()
+    for part, left in (((1, 2), {"retry", "retry.0of2"}), (None, set()), (None, set())):
+        end_retry(tmp_path, part)
+        assert {path.name for path in state.iterdir()} == others | left

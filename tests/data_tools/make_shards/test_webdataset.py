@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import webdataset
 
-from data_tools.make_shards.webdataset import expand_shards
+from data_tools.make_shards.webdataset import _label, expand_shards
 from motionmae.commands.app import main
 from motionmae.data.open_shards import open_reader
 from motionmae.errors import UserError
@@ -134,3 +134,20 @@ def test_no_pattern_runs_a_program(tmp_path: Path, capsys: pytest.CaptureFixture
         expand_shards(str(tmp_path / "missing.tar"))
     assert main(["shards", "make", "webdataset", "--videos", str(tmp_path), "--out", str(tmp_path / "s")]) == 2
     assert main(["shards", "make", "folder", "--shards", "a.tar", "--out", str(tmp_path / "s")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("label_from", "label", "without_members"),
+    [
+        ("cls", "7", ""),
+        ("txt", "a caption", ""),
+        ("json:kind", "run", "run"),
+        ("json:number", "3", "3"),
+        ("none", "", ""),
+        ("", "7", "walk"),
+    ],
+)
+def test_the_label_is_read_from_the_member_of_the_option(label_from: str, label: str, without_members: str):
+    members, facts = {"cls": b" 7\n", "txt": b"a caption\n"}, {"kind": "run", "number": 3, "category": "walk"}
+    assert _label(members, facts, label_from, "a.tar/0") == label
+    assert _label({}, facts, label_from, "a.tar/0") == without_members
