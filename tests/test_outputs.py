@@ -4,8 +4,10 @@ import argparse
 import os
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_tools.preview import write_picture
 from data_tools.stats import draw_classes
@@ -42,6 +44,15 @@ def test_a_picture_of_a_command_is_recognised(ending: str, tmp_path: Path):
     else:
         write_picture(path, PICTURE)
     refuse_foreign(path, signed)
+
+
+@pytest.mark.parametrize("fps", [5, 10])
+def test_an_animation_has_its_frames_a_second(fps: int, tmp_path: Path):
+    write_gif(tmp_path / "x.gif", [PICTURE, PICTURE[::-1]], fps)
+    write_mp4(tmp_path / "x.mp4", [PICTURE, PICTURE[::-1]], fps)
+    with Image.open(tmp_path / "x.gif") as gif, av.open(str(tmp_path / "x.mp4")) as movie:
+        assert gif.info["duration"] == 1000 / fps  # milliseconds
+        assert movie.streams.video[0].average_rate == fps
 
 
 def test_tables_of_features_are_recognised(tmp_path: Path):

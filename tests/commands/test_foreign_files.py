@@ -277,6 +277,14 @@ def test_an_export_replaces_only_its_own_unchanged_files(world: Path, out: Path,
         assert contents(out) == before
         if name:
             (out / "x" / name).write_bytes(whole)
+    card = out / "x/README.md"
+    card.rename(out / "card.md")
+    for target in ("card.md", "nothing"):  # a link to the unchanged file, and one to no file
+        card.symlink_to(out / target)
+        assert app.main([*words, "hf"]) == 2
+        assert "a README.md that no export wrote" in capsys.readouterr().err
+        assert card.readlink() == out / target
+        card.unlink()
 
 
 @pytest.mark.parametrize("last", range(1, 6))

@@ -228,6 +228,8 @@ def test_times_at_an_assumed_speed():
     assert rows["time"] == f"{days:.3g} days on 4, {days * 4:.3g} GPU-days at this speed"
     cores = math.ceil(speed / 2 / 100)  # of a node; clips have 16 frames
     assert rows["loader cores a node"] == f"{cores} at 100 clips of 16 frames a second and core; the job requests 12"
+    wider = config.updated({"launch.nodes": 3, "optim.global_batch_size": 96})  # as many ranks on each node
+    assert dict(plan._time_rows(make_plan(wider), wider, assumed))["loader cores a node"].endswith("requests 12")
     unknown = dict(plan._time_rows(make_plan(config), config, assumed))["time"]
     assert unknown == f"{1e6 / speed * 4 / 86_400:.2f} GPU-days for a million clips at this speed"
 

@@ -57,6 +57,17 @@ def test_frames_of_a_file_are_those_of_opencv(tmp_path: Path):
     assert torch.equal(long[9], long[15])  # a short video repeats its last frame
 
 
+def test_a_sample_has_the_masks_of_its_number(trained_run: Path, tmp_path: Path):
+    heights = 3 * reconstructions.LINE, reconstructions.LINE + 4 * 32  # above the blocks, and of a block
+    blocks = []
+    for samples in (["3"], ["1", "3"]):
+        out = tmp_path / f"{len(samples)}.png"
+        assert main(["reconstruct", str(trained_run), "--samples", *samples, "--out", str(out)]) == 0
+        with Image.open(out) as picture:
+            blocks.append(np.array(picture)[-heights[1] :])
+    assert np.array_equal(*blocks)
+
+
 @needs_shared_data
 @pytest.mark.parametrize("name", ["decord_video_0.mov", "decord_video_270.mov", "media3_sample_portrait.mp4"])
 def test_rotated_files_stand_upright(name: str):
@@ -162,7 +173,13 @@ def test_knn_command(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(argv) == 0
     figures = json.loads((tmp_path / "k.json").read_text())
     assert figures["top1"] == 100  # the same videos: each is its own nearest neighbour
-    assert figures["chance"] == 50
+    assert figures == {"step": 9, "top1": 100, "chance": 50, "videos": 18, "missing": 0, "train_missing": 0}
+    odd = str(
+        make_shards(tmp_path / "odd", shards=1, samples=7, classes=2)
+    )  # four videos of the one class, three of the other
+    assert main([*argv[:5], odd, *argv[6:]]) == 0
+    figures = json.loads((tmp_path / "k.json").read_text())
+    assert (figures["chance"], figures["videos"]) == (100 * 4 / 7, 7)
     assert main([*argv, "--k", "0"]) == 2
     assert "--k must be" in capsys.readouterr().err
     gone = make_shards(tmp_path / "gone", shards=1, classes=2)

@@ -219,6 +219,14 @@ def test_validations_count_once_a_step_and_without_errors(history: RunHistory) -
     assert history.best_validation["step"] == 20  # the second one at 30 was not the best
 
 
+def test_the_newest_best_validation_is_the_best(tmp_path: Path) -> None:
+    rows = [event("validation", 130.0 + step, step=step, seconds=1.0, loss=9.0 - step / 10, is_best=step < 30)
+            for step in (10, 20, 30)]  # fmt: skip
+    found = RunHistory(write(tmp_path / "run", *RUN[:5], *rows)).best_validation
+    assert found is not None
+    assert found["step"] == 20
+
+
 def test_stragglers_are_slower_by_a_tenth(history: RunHistory) -> None:
     assert history.stragglers() == {1: 2}  # steps 10 and 30; of step 30 only the newer row counts
 

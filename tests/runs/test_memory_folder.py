@@ -89,7 +89,7 @@ def test_copies_belong_to_one_run(root: Path):
 
 def test_a_new_state_replaces_those_of_this_and_older_attempts(root: Path):
     folder = own()
-    for position, attempt in ((5, 1), (6, 1), (7, 2), (4, 3)):
+    for position, attempt in ((5, 1), (6, 1), (6, 2), (7, 2), (4, 3)):
         add(folder, position, attempt)
     folder.remove_others(2, 7)
     assert [(share.position, share.attempt) for share in folder.shares()] == [(4, 3), (7, 2)]

@@ -144,6 +144,15 @@ def test_only_the_ends_of_files_are_read(tmp_path: Path):
     assert time.monotonic() - began < 30  # 1,600 GB would take hours
 
 
+def test_active_runs_come_first_then_the_newest_then_by_name(tmp_path: Path):
+    for name, age in (("b old", 90), ("e old", 90), ("c new", 20), ("a oldest", 99)):
+        write(tmp_path / name, start(age=age), event("finish", 10, age=age))
+    write(tmp_path / "d active", start(age=200), event("ready", total_steps=10, age=195), row(5, age=190))
+    write(tmp_path / "f queued", start(age=300), event("submitted", attempt="", age=250))
+    found = [run.name for run in summarise_runs(tmp_path, NOW)]
+    assert found == ["d active", "f queued", "c new", "b old", "e old", "a oldest"]
+
+
 def test_runs_are_found_below_folders_and_behind_links(tmp_path: Path):
     inner = write(tmp_path / "runs/a/b", *TRAINING)
     (inner / "checkpoints/step-1").mkdir(parents=True)

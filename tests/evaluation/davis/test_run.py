@@ -13,7 +13,9 @@ from motionmae.evaluation.davis import run as module
 from motionmae.evaluation.davis.dataset import read_sequences, write_mask
 from motionmae.evaluation.davis.frame_features import pixel_features
 from motionmae.evaluation.davis.run import FeatureExtractor, draw_overlays, open_features, segment, track
+from motionmae.evaluation.weights_source import find_weights
 from tests.evaluation.davis.sequences import write_list, write_sequence
+from tests.evaluation.huggingface import save_huggingface
 
 REPEAT = FeatureExtractor(1, None)
 KEY = CacheKey("", "davis", {"features": "repeat"})
@@ -89,6 +91,25 @@ def test_features_without_an_encoder(tmp_path: Path):
     for kind in ("repeat", "pixels"):
         with pytest.raises(UserError, match=f"--short-side needs an encoder, and --features {kind} has none"):
             open_features(kind, None, "dino", "pairs", tmp_path, 240)
+
+
+def test_masks_of_an_encoder_depend_on_all_that_changes_them(tmp_path: Path):
+    theirs = tmp_path / "hf"
+    save_huggingface(theirs)
+    found = {}
+    for adapter in ("pairs", "duplicate"):
+        extractor, key = open_features("encoder", find_weights(theirs), "dino", adapter, tmp_path, 64)
+        assert (extractor.cell, extractor.short_side, key.inputs) == (8, 64, str(tmp_path.resolve()))
+        expected = {"features": "encoder", "step": None, "protocol": "dino", "adapter": adapter, "short_side": 64}
+        assert key.settings == expected
+        found[adapter] = key
+    assert found["pairs"].weights == found["duplicate"].weights != ""
+    assert found["pairs"].digest != found["duplicate"].digest
+    _, drawn = open_features("random", find_weights(theirs), "dino", "pairs", tmp_path)
+    assert drawn.settings == {"features": "random", "step": None, "protocol": "dino", "adapter": "pairs"}
+    assert drawn.weights != found["pairs"].weights
+    with pytest.raises(UserError, match="--short-side 7 is smaller than a patch of hf: give at least 8"):
+        open_features("encoder", find_weights(theirs), "dino", "pairs", tmp_path, 7)
 
 
 def test_pixels_of_a_patch_are_normalised_and_in_order():
