@@ -183,6 +183,18 @@ def test_ranks_go_on_when_all_are_there():
     assert meet(3, "the CPU", "the CPU", "the CPU") == [None, None, None]
 
 
+def test_after_the_meeting_the_store_has_the_time_limit_of_collectives():
+    """Before, a request waits for ten seconds at most."""
+    shared = dist.HashStore()
+    shared.set_timeout(timedelta(seconds=10))
+    store.wait_for_ranks(shared, 0, 1, "head:29500", "the CPU", timedelta(seconds=77))
+    assert shared.timeout == timedelta(seconds=77)
+    assert shared.get("device") == b"the CPU"
+    assert shared.get("rank/0").decode() == socket.gethostname()
+    store.wait_for_ranks(dist.HashStore(), 0, 1, "head:29500")
+    assert timedelta(minutes=30) == store.TIMEOUT
+
+
 def test_missing_ranks_are_known_by_number():
     for error in meet(4, "the CPU", "the CPU", timeout=0.3):
         assert isinstance(error, store.MissingRanks)

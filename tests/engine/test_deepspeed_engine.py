@@ -7,18 +7,22 @@ import pytest
 import torch
 
 from motionmae.config import Config
+from motionmae.engine.deepspeed_engine import Engine
 from motionmae.engine.precision import LossScale, resolve_precision
 from tests.training.engine_workers import (
     flags_of,
+    new_engine,
     operators_probed_on,
     overflow_fp16,
     plain_adamw,
     skip_all,
+    take_step,
     train_all,
     train_and_note_messages,
 )
+from tests.training.engine_workers import weights as weights_of
 from tests.training.launch import run_ranks
-from tests.training.tiny import config
+from tests.training.tiny import config, micro_batches
 
 STAGES = [0, 1, 2, 3]
 CLIP = 0.5
@@ -27,6 +31,78 @@ CLIP = 0.5
 def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
     assert first.keys() == second.keys()
     return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def average(cases: list[Config]) -> list[dict[str, Any]]:
+    """Each case: a good step, a skipped step, a good step, with a moving average of half of each step."""
+    results = []
+    for settings in cases:
+        engine, rank = new_engine(settings)
+
+        def averages(engine: Engine = engine) -> dict[str, torch.Tensor]:
+            return {name: value.detach().clone() for name, value in engine.averages.items()}
+
+        found = [(weights_of(engine), averages())]
+        for step in range(3):
+            take_step(engine, settings, rank, step, poison=math.nan if step == 1 else None)
+            found.append((weights_of(engine), averages()))
+        modes = [module.training for module in engine.deepspeed.module.modules()]
+        with engine.evaluation() as model:
+            evaluated = {name: value.detach().clone() for name, value in model.named_parameters()}
+            assert not any(module.training for module in model.modules())
+            assert not torch.is_grad_enabled()
+        assert [module.training for module in engine.deepspeed.module.modules()] == modes
+        results.append({"found": found, "evaluated": evaluated, "rate": engine.learning_rate})
+        engine.close()
+    return results
+
+
+@pytest.mark.parametrize(("world", "stages"), [(1, [0]), (2, [0, 1, 2])])
+def test_a_moving_average_follows_applied_steps_alone_and_is_what_evaluation_uses(world: int, stages: list[int]):
+    cases = [config(zero, micro_batch_size=3).updated({"optim.ema_decay": 0.5}) for zero in stages]
+    for answers in run_ranks(world, average, cases):
+        for case in answers:
+            (first, begin), (second, moved), (third, kept), (last, end) = case["found"]
+            assert largest_difference(first, begin) == 0
+            assert largest_difference(moved, {name: (first[name] + second[name]) / 2 for name in first}) < 1e-6
+            assert largest_difference(second, third) == largest_difference(moved, kept) == 0  # skipped
+            assert largest_difference(end, {name: (kept[name] + last[name]) / 2 for name in first}) < 1e-6
+            assert largest_difference(case["evaluated"], end) == 0
+            assert largest_difference(end, last) > 1e-3
+            assert case["rate"] == pytest.approx(0.03)
+
+
+def accumulate(zeros: list[int]) -> list[list[tuple[bool, int]]]:
+    """Each stage, with three micro-batches a step: after each, whether the weights changed, and the scale's steps."""
+    results = []
+    for zero in zeros:
+        settings = config(zero, micro_batch_size=4, precision="fp16")
+        engine, rank = new_engine(settings)
+        found = []
+        for inputs in micro_batches(0, rank.rank, rank.world, 4):
+            before = weights_of(engine)
+            engine.backward(engine(*inputs).total)
+            engine.step()
+            assert engine.loss_scale is not None
+            found.append((any(not torch.equal(v, before[n]) for n, v in weights_of(engine).items()),
+                          engine.loss_scale.good_steps))  # fmt: skip
+        results.append(found)
+        module = engine.deepspeed.module
+        module.norm.eval()
+        with engine.evaluation() as model:
+            assert model is module
+            assert not any(part.training for part in model.modules())
+            assert torch.get_autocast_dtype("cpu") == torch.float16
+            assert torch.is_autocast_enabled("cpu")
+            assert not torch.is_grad_enabled()
+        assert {name for name, part in module.named_modules() if not part.training} == {"norm"}
+        engine.close()
+    return results
+
+
+def test_only_the_last_micro_batch_of_a_step_updates_weights_and_loss_scale():
+    """And evaluation leaves the modules in the modes that it found."""
+    assert run_ranks(1, accumulate, [0]) == [[[(False, 0), (False, 0), (True, 1)]]]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
