@@ -1,5 +1,6 @@
 """Where an attempt continues, and when nothing is left to do."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from motionmae.config import Config
 from motionmae.distributed.context import DistributedContext
 from motionmae.errors import UserError
+from motionmae.json_text import parse_json
 from motionmae.runs.best_checkpoint import Best
 from motionmae.runs.events import EventLog
 from motionmae.training import resume
@@ -155,3 +157,18 @@ def test_the_state_of_a_checkpoint_and_its_record_under_the_protocol_of_this_att
     found = load_train_state(DISK, nothing, config, RANK, nothing)  # type: ignore[arg-type]
     assert (found.step, found.data_step, found.skipped) == (4, 6, 1)
     assert found.validation == (ValidationRecord(protocol="new") if shards else record)
+
+
+def test_settings_and_data_of_a_checkpoint_are_compared_with_those_of_this_attempt(monkeypatch: pytest.MonkeyPatch):
+    compared: list[Any] = []
+    monkeypatch.setattr(resume, "check_same_run", lambda saved, config: compared.append((saved, config)))
+    monkeypatch.setattr(resume, "check_same_stream", lambda saved, identity: compared.append((saved, identity)))
+    content = {
+        "config": {"seed": 1}, "loader": {"at": 6}, "trainer": {"step": 4, "data_step": 6, "validation": {"waited": 2}},
+        "writer": {"world": 3},
+    }  # fmt: skip
+    checkpoint: Any = SimpleNamespace(state=lambda schema: parse_json(json.dumps(content).encode(), schema))
+    config, loader = Config(), SimpleNamespace(identity={"seed": 0})
+    found = resume.check_saved(checkpoint, config, loader)  # type: ignore[arg-type]
+    assert compared == [({"seed": 1}, config), ({"at": 6}, {"seed": 0})]
+    assert (found.trainer, found.task) == (TrainState(4, 6, validation=ValidationRecord(waited=2)), {})

@@ -1,10 +1,18 @@
 import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from motionmae.config import OptimConfig
-from motionmae.training.state import build_schedule, seed_step
+from motionmae.runs.best_checkpoint import Best
+from motionmae.runs.checkpoint_store import CheckpointStore
+from motionmae.training import state
+from motionmae.training.state import build_schedule, load_validation_record, seed_step
+from motionmae.training.validation_record import ValidationRecord
 
 OPTIM = OptimConfig(global_batch_size=1024, epochs=100, warmup_epochs=10, base_lr=1.5e-4, min_lr=1e-6)
 STEPS_PER_EPOCH = 7
@@ -70,3 +78,31 @@ def test_random_numbers_are_a_function_of_seed_step_and_rank():
         draw = torch.rand(4).tolist()
         assert draws.setdefault(key, draw) == draw
     assert len({tuple(draw) for draw in draws.values()}) == 4
+
+
+def test_the_record_of_a_checkpoint_is_read_without_a_best_one_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(state, "run_on_rank_zero", lambda rank, action: action())
+    store = CheckpointStore(tmp_path)
+    for step, best in ((2, None), (4, 2), (6, 3)):
+        record = ValidationRecord(step, Best(best, "top1", 50.0) if best else None, waited=1, protocol="p")
+        trainer = {"data_step": step, "validation": asdict(record)}
+        store.commit(store.begin(step), step, {"trainer": trainer}, [])
+    nobody: Any = None
+    found = [load_validation_record(checkpoint, store, nobody) for checkpoint in store.complete()]
+    assert found == [
+        ValidationRecord(2, waited=1, protocol="p"),
+        ValidationRecord(4, Best(2, "top1", 50.0), 1, protocol="p"),
+        ValidationRecord(6, protocol="p"),  # there is no checkpoint of step 3
+    ]
+
+
+def test_both_generators_are_seeded():
+    """Drop path draws from torch, and mixup from numpy."""
+    drawn = []
+    for key in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 0)]:
+        seed_step(*key)
+        drawn.append((float(torch.rand(1)), float(np.random.rand())))
+    assert drawn[0] == drawn[4]
+    assert len({one for one, _ in drawn}) == len({other for _, other in drawn}) == 4

@@ -249,3 +249,42 @@ def test_lack_of_memory_is_one_sentence_with_a_micro_batch(tmp_path: Path):
     stop = [row for row in read_rows(config.run_folder / "events.jsonl") if row["kind"] == Kind.STOP][-1]
     assert stop["reason"] == "user_error"
     assert stop["error"].startswith("OutOfMemoryError: ")
+
+
+def test_a_step_adds_the_means_of_its_micro_batches_and_times_each_part(tmp_path: Path):
+    """Two micro-batches; the first of the task's losses is minimised."""
+    trainer = a_trainer(tmp_path, Told())
+    trainer.task.losses = ("loss", "loss_time")
+    order: list[Any] = []
+    trainer.timer = Mock(enter=lambda phase: order.append(phase.value))
+    trainer.engine.accumulation = 2
+    trainer.engine.backward = lambda loss: order.append(("backward", float(loss.detach())))
+    trainer.engine.step = lambda: order.append("step")
+    trainer.task.forward = lambda engine, batch: (batch.loss, 10 * batch.loss) if engine is trainer.engine else None
+    losses = [torch.tensor(value, dtype=torch.bfloat16, requires_grad=True) for value in (1.0, 2.0, 7.0)]
+    batches = iter([SimpleNamespace(loss=loss, samples=torch.tensor([n])) for n, loss in enumerate(losses)])
+    result = trainer.forward_backward(batches)
+    assert result.losses.tolist() == [1.5, 15.0]
+    assert (result.losses.dtype, result.losses.requires_grad) == (torch.float32, False)
+    assert [each.tolist() for each in result.samples] == [[0], [1]]
+    parts = [["data_wait", "forward", "backward", ("backward", value), "optimizer", "step"] for value in (1.0, 2.0)]
+    assert order == [*parts[0], *parts[1], "other"]
+    assert next(batches).loss is losses[2]
+
+
+def test_the_parts_of_a_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made: dict[str, Any] = {}
+    for name in ("AsyncCheckpointer", "SaveInterval", "StopRequests", "StepMetrics"):
+        monkeypatch.setattr(module, name, lambda *words, name=name: made.update({name: words}))
+    trainer = a_trainer(tmp_path, Told(), checkpoint={"every_steps": 7})
+    trainer.memory_copies.nodes = ["n1", "n2", "n1"]
+    trainer.__post_init__()
+    assert made["AsyncCheckpointer"] == (
+        trainer.store, trainer.rank, trainer.lease, trainer.config.checkpoint, trainer.watchdog,
+    )  # fmt: skip
+    assert made["SaveInterval"][:4] == (7, 4, 2, trainer.rank)
+    assert made["SaveInterval"][4].folder.path == trainer.folder.path
+    assert made["StopRequests"] == (trainer.signals, trainer.folder.path, True)
+    assert trainer.store.folder == trainer.folder.checkpoints
+    assert (trainer.failed_saves, trainer.unlogged_figures) == (0, {})
+    assert trainer.former_record is trainer.state.validation

@@ -1,6 +1,7 @@
 """Files of TensorBoard, read by TensorBoard's reader."""
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,6 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
+from motionmae.runs.events import EventLog
+from motionmae.training.callbacks import loggers
 from motionmae.training.callbacks.loggers import TensorBoard
 from motionmae.training.setup import run_training
 from tests.training.launch import run_ranks
@@ -69,3 +72,43 @@ def test_a_run_whose_logger_cannot_be_opened_still_trains(tmp_path: Path):
     folder.create()
     folder.tensorboard.write_text("no folder")
     assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
+
+
+@pytest.mark.parametrize(
+    ("log", "tools"),
+    [({}, []), ({"wandb": "offline"}, ["wandb"]), ({"wandb": "online", "trackio": True}, ["wandb", "trackio"]),
+     ({"mlflow": True, "tensorboard": True}, ["mlflow"])],
+)  # fmt: skip
+def test_the_loggers_of_the_config_are_opened_at_the_resumed_step(
+    log: dict[str, Any], tools: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    opened: list[Any] = []
+    openers = {"wandb": loggers.WeightsAndBiases, "mlflow": loggers.MLflow, "trackio": loggers.Trackio}
+    monkeypatch.setattr(loggers, "open_tracker", lambda *words: opened.append(words) or f"the tracker {words[0]}")
+    monkeypatch.setattr(loggers, "TensorBoard", lambda folder, step: f"TensorBoard at {step}")
+    config = tiny_run(tmp_path, tmp_path, log={"tensorboard": False, **log})
+    folder, events = RunFolder(tmp_path), EventLog("a")
+    loggers.add_loggers(events, config, folder, 7)
+    assert opened == [(name, openers[name], config, folder, 7) for name in tools]
+    boards = ["TensorBoard at 7"] if log.get("tensorboard") else []
+    assert events._sinks == [*boards, *(f"the tracker {name}" for name in tools)]
+    monkeypatch.setattr(loggers, "open_tracker", lambda *words: None)  # a resumed run whose server does not answer
+    alone = EventLog("a")
+    loggers.add_loggers(alone, config, folder, 7)
+    assert alone._sinks == boards
+
+
+def test_events_are_text_and_titles_are_tags(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    draw(folder)
+    logger = TensorBoard(folder, 0)
+    logger.event({**PICTURE, "title": "confusion"})
+    logger.event({"kind": "resume", "step": 5, "path": "<b>"})
+    logger.metrics({"attempt": "a", "step": 6, "loss": 0.5, "lr": 1})
+    logger.close()
+    reader = read(folder)
+    assert reader.Tags()["images"] == ["confusion"]
+    assert sorted(reader.Tags()["scalars"]) == ["loss", "lr"]
+    texts = reader.Tensors("events/text_summary")
+    assert [text.step for text in texts] == [4, 5]
+    assert texts[1].tensor_proto.string_val[0] == b'    {"kind": "resume", "step": 5, "path": "<b>"}'
