@@ -12,7 +12,7 @@ from motionmae.models.motionmae import build_motionmae
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import read_rows
-from motionmae.training.initial_weights import load_initial_weights
+from motionmae.training.initial_weights import InitialWeights, load_initial_weights
 from tests.training.launch import run_ranks
 from tests.training.run_workers import run_all
 from tests.training.shards import make_shards, tiny_run
@@ -85,3 +85,68 @@ def test_a_run_continues_from_a_run_and_a_resume_does_not_load_again(tmp_path: P
     assert run_ranks(1, run_all, [second])[0] == ["FINISHED"]
     again = CheckpointStore(RunFolder(second.run_folder).checkpoints).complete()[-1].state()
     assert again["task"] == state["task"]
+
+
+def save(path: Path, config: Config, without: str = "nothing", **more: torch.Tensor) -> Path:
+    state = build_motionmae(config).state_dict()
+    torch.save({"model": {name: value for name, value in state.items() if not name.startswith(without)} | more}, path)
+    return path
+
+
+def test_an_encoder_without_its_last_norm_keeps_ours_and_other_parts_are_not_used(tmp_path: Path):
+    """As a classifier's encoder is: its new norm comes after the pooling."""
+    config = settings(tmp_path)
+    path = save(tmp_path / "x.pth", config.updated({"seed": 5}), "encoder.norm.", **{"head.weight": torch.ones(3, 32)})
+    model = build_motionmae(config)
+    with torch.no_grad():
+        model.get_parameter("encoder.norm.weight").fill_(7.0)
+    record = load_initial_weights(model, str(path), config)
+    assert record == InitialWeights(
+        str(path), record.fingerprint, ("encoder", "decoders.space", "decoders.time"), (), ("head",)
+    )
+    assert model.get_parameter("encoder.norm.weight").tolist() == [7.0] * 32
+    expected = torch.load(path)["model"]
+    found = model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items() if name != "head.weight")
+    assert record.describe() == (
+        f"initial weights: encoder and decoders.space and decoders.time from {path}; not used: head"
+    )
+    row = record.as_row()
+    assert (row["path"], row["loaded"][0], row["random"], row["unused"]) == (str(path), "encoder", [], ["head"])
+
+
+def test_decoders_of_another_size_stay_random(tmp_path: Path):
+    config = settings(tmp_path)
+    path = save(tmp_path / "x.pth", config.updated({"model.decoder_width": 48, "seed": 5}))
+    model = build_motionmae(config)
+    record = load_initial_weights(model, str(path), config)
+    both = ("decoders.space", "decoders.time")
+    assert (record.loaded, record.random, record.unused) == (("encoder",), both, both)
+    fresh = build_motionmae(config).decoders.state_dict()
+    assert all(torch.equal(value, fresh[name]) for name, value in model.decoders.state_dict().items())
+    assert record.describe().endswith(
+        "; random: decoders.space, decoders.time; not used: decoders.space, decoders.time"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            '{"config": {"model": {"pos_embed": "separate"}}}',
+            "was trained with model.pos_embed=separate, not sinusoidal",
+        ),
+        ('{"config": {"model": {}}}', ""),  # of a version that knew no others
+        ("{}", ""),
+        ("{", r"motionmae\.json cannot be read \(.*give other weights as pretrain.init"),
+    ],
+)
+def test_the_positions_of_exported_weights_are_in_the_file_beside_them(content: str, said: str, tmp_path: Path):
+    config = settings(tmp_path)
+    path = save(tmp_path / "x.pth", config)
+    (tmp_path / "motionmae.json").write_text(content)
+    if said:
+        with pytest.raises(UserError, match=said):
+            load_initial_weights(build_motionmae(config), str(path), config)
+    else:
+        assert load_initial_weights(build_motionmae(config), str(path), config).loaded[0] == "encoder"

@@ -1,6 +1,8 @@
 """``checkpoint.every_steps=auto``, by hand and in real runs."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -48,6 +50,30 @@ def test_the_last_five_saves_decide(tmp_path: Path):
             interval.add(SaveResult(0, None, "", waited=0.0, blocking=blocking, seconds=seconds))
             interval.begin(0)  # no later step, so that the time of a step stays that of the history
             assert (interval.steps, interval.is_due(steps - 1), interval.is_due(steps)) == (steps, False, True)
+
+
+def test_a_fixed_interval_saves_at_its_multiples(tmp_path: Path):
+    nothing: Any = None
+    interval = SaveInterval(4, 6, 1, nothing, nothing)
+    assert [step for step in range(1, 13) if interval.is_due(step)] == [4, 8, 12]
+    interval.begin(9)
+    assert (interval.steps, interval.is_due(12), interval.is_due(13)) == (4, True, False)
+
+
+def test_steps_are_timed_from_one_save_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two seconds a step from step 10 to 40; twice the 300 s of a save are then 300 steps, and 600 s at one second."""
+    clock = SimpleNamespace(now=50.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(save_interval, "time", clock)
+    with distributed(EngineConfig(device="cpu")) as rank:
+        interval = SaveInterval("auto", 10, 1, rank, history_of(tmp_path / "run", rows=[]))
+        assert (interval.steps, interval.is_due(109), interval.is_due(110)) == (100, False, True)
+        interval.add(SaveResult(0, None, "", waited=0.0, blocking=0.001, seconds=300.0))
+        clock.now += 60.0
+        interval.begin(40)
+        assert (interval.steps, interval.is_due(339), interval.is_due(340)) == (300, False, True)
+        clock.now += 25.0
+        interval.begin(65)
+        assert (interval.steps, interval.is_due(664), interval.is_due(665)) == (600, False, True)
 
 
 def test_the_interval_is_chosen_after_the_first_saves(shards: Path, tmp_path: Path):

@@ -18,6 +18,7 @@ from motionmae.runs.best_checkpoint import Best
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import EventLog
+from motionmae.training.validation import validator as module
 from motionmae.training.validation.measure import Measured, UnreadableShardsError
 from motionmae.training.validation.validator import (
     StopPause,
@@ -243,3 +244,18 @@ def test_what_is_measured(shards: tuple[Path, Path], tmp_path: Path):
     nothing: Any = None
     without = pretrain.updated({"validation.shards": ""})
     assert build_validator(without, *[nothing] * 8) is None
+
+
+def test_a_validator_has_the_parts_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "rank_zero_first", lambda rank, action: action())
+    asked: list[Any] = []
+    monkeypatch.setattr(module, "build_measurements", lambda *words: asked.append(words) or ["a measurement"])
+    config: Any = tiny_run(tmp_path, tmp_path, validation={"shards": "held-out"})
+    loader: Any = SimpleNamespace(manifest=SimpleNamespace(class_names=("a", "b")), steps_per_epoch=7)
+    parts: list[Any] = ["engine", "rank", "folder", "lease", "events", "watchdog", print]
+    found = build_validator(config, loader, *parts)
+    assert asked == [(config, ("a", "b"), "engine", "rank")]
+    names = ("engine", "rank", "folder", "lease", "events", "watchdog", "log")
+    assert [getattr(found, name) for name in names] == parts
+    assert found is not None
+    assert (found.class_names, found.measurements, found.steps_per_epoch) == (("a", "b"), ["a measurement"], 7)
