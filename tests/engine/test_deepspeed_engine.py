@@ -87,6 +87,10 @@ def accumulate(zeros: list[int]) -> list[list[tuple[bool, int]]]:
             found.append((any(not torch.equal(v, before[n]) for n, v in weights_of(engine).items()),
                           engine.loss_scale.good_steps))  # fmt: skip
         results.append(found)
+        for rates in ((0.5, 0.25), (0.125, 0.25)):  # with layer-wise decay, groups have rates of their own
+            for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            assert engine.learning_rate == max(rates)
         module = engine.deepspeed.module
         module.norm.eval()
         with engine.evaluation() as model:
