@@ -1,6 +1,7 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ from PIL import Image
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, drop_repeated, read_rows
 from slurm import code_snapshot, demo
+from slurm.job_state import JobRecord
+from tests.runs.test_history import event, row, start
+from tests.runs.test_summary import write
 from tests.slurm.fakes.jobs import ROOT
 
 
@@ -79,3 +83,54 @@ def test_the_demo_ends_with_the_first_step_that_fails(
     assert demo.run(argparse.Namespace()) == 1
     assert Path("steps").read_text() == "shards toy\n"
     assert f"error: this step of the demo failed with status {status}: " in capsys.readouterr().out
+
+
+def _write_results(preempted: bool) -> None:
+    """A run of 40 steps, whose first attempt may be preempted at step 20."""
+    demo.SHARDS.mkdir(parents=True)
+    manifest = {"samples": 56, "shards": {"a.tar": 28, "b.tar": 28}, "quarantined": 3}
+    (demo.SHARDS / "manifest.json").write_text(json.dumps(manifest))
+    first = [start(100.0), event("ready", 110.0, total_steps=40), row(20, 150.0)]
+    first += [event("preemption", 151.0, step=20), event("stop", 152.0, step=20, reason="preempted")]
+    second = [start(160.0, "b"), event("ready", 163.0, step=18, attempt="b", total_steps=40), row(40, 200.0, "b")]
+    write(demo.RUN.path, *(first + second if preempted else [*first[:3], row(40, 190.0)]))
+    losses = [
+        {"head": "time", "steps": 40, "first": 0.9876, "last": 0.1234, "predicting_the_mean": 0.5555},
+        {"head": "motion", "steps": 40, "first": 0.8, "last": 0.2, "predicting_the_mean": 0.4},
+    ]
+    demo.LOSSES.write_text(json.dumps(losses))
+
+
+@pytest.mark.parametrize("preempted", [True, False])
+def test_the_summary_shows_what_the_run_has_done(
+    preempted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _write_results(preempted)
+    names, values = (list(column.cells) for column in demo.summary(61.4).columns)
+    shown = dict(zip(map(str, names), map(str, values), strict=True))
+    stops = {"preempted": "at step 20; training again 12 s later", "steps lost": "2"}  # 163 s - 151 s, 20 - 18
+    assert shown == {
+        "videos sharded": "56 in 2 shards", "quarantined": "3 (reasons: data/demo/shards/quarantine.jsonl)",
+        "steps": "40", "loss, time head": "0.988 -> 0.123 (predicting the mean: 0.555)",
+        "loss, motion head": "0.800 -> 0.200 (predicting the mean: 0.400)", **(stops if preempted else {}),
+        "reconstructions": "runs/demo/reconstruction.png", "report": "runs/demo/report.html",
+        "TensorBoard": f"tensorboard --logdir {demo.RUN.tensorboard}", "duration": "61 s",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("step", "preempts"), [(0, False), (19, False), (20, True), (21, True)])
+def test_the_run_is_preempted_once_half_of_its_steps_are_done(
+    step: int, preempts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not demo.preempt_halfway()  # before the run has begun
+    with subprocess.Popen(["sleep", "60"]) as job:
+        write(demo.RUN.path, start(100.0), event("ready", 110.0, total_steps=41), *([row(step, 150.0)] if step else []))
+        JobRecord("local", str(job.pid), "log", "code", 1.0).write(demo.RUN.path)
+        assert demo.preempt_halfway() is preempts
+        if not preempts:
+            job.kill()
+        assert job.wait(30) == (-signal.SIGUSR2 if preempts else -signal.SIGKILL)
+    write(demo.RUN.path, event("preemption", 151.0, step=step))
+    assert demo.preempt_halfway()  # the job is gone: nobody is told a second time

@@ -10,9 +10,12 @@ import submitit
 from submitit.core.utils import UncompletedJobError
 
 from motionmae.config import load_config
-from motionmae.runs.end_reason import EndReason
+from motionmae.distributed.stop_requests import Stopped
+from motionmae.errors import UserError
+from motionmae.runs.end_reason import EndReason, StorageError
 from slurm import job, preflight, scontrol
 from slurm.attempt_log import AttemptLog
+from slurm.batch.chain import Chain
 from slurm.job import TrainJob, rendezvous
 from slurm.preflight import BadNode, Unreachable
 from tests.slurm.fakes.controller import Controller
@@ -226,6 +229,71 @@ def test_a_rank_announces_its_status(end: str | SystemExit, status: int, monkeyp
         else:
             assert TrainJob(load_config("demo"))() == end
     assert member.left == [status]
+
+
+PREEMPTS, REQUEUED = "JobState=RUNNING PreemptTime=2026-11-30T12:00:00", 255
+
+
+@pytest.mark.parametrize(
+    ("rank", "end", "line", "links", "status"),
+    [
+        (0, EndReason.FINISHED, "", False, None),
+        (5, EndReason.FINISHED, "", False, None),
+        (0, EndReason.PREEMPTED, "", False, REQUEUED),
+        (0, EndReason.PREEMPTED, "", True, 75),  # the next job of the chain goes on
+        (0, EndReason.STOPPED, PREEMPTS, False, 81),
+        (0, EndReason.TERMINATED, "JobState=RUNNING PreemptTime=None", False, 143),
+        (0, EndReason.TERMINATED, PREEMPTS, False, REQUEUED),
+        (0, EndReason.TERMINATED, PREEMPTS, True, 75),
+        (0, Stopped(EndReason.PREEMPTED), "", False, REQUEUED),  # before training began
+        (5, EndReason.PREEMPTED, "", False, 0),  # rank 0 decides for the job
+        (5, EndReason.STOPPED, "", False, 0),
+        (5, EndReason.TERMINATED, PREEMPTS, False, 0),
+        (5, Stopped(EndReason.TERMINATED), "", False, 0),
+        (5, UserError("no shards"), "", False, 2),  # an error is of the rank that has it
+        (0, StorageError("no answer"), "", False, 74),
+        (0, ValueError("a bug"), "", False, 1),
+    ],
+    ids=str,
+)
+def test_rank_0_decides_for_the_job_at_a_stop_and_every_rank_reports_its_error(
+    rank: int, end: EndReason | Exception, line: str, links: bool, status: int | None,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def train(*arguments: object, **values: object) -> EndReason:
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    def requeue(number: int, frame: object) -> None:
+        sys.exit(REQUEUED)
+
+    for key, value in _rendezvous(monkeypatch, **_SLURM | {"SLURM_PROCID": str(rank)}).items():
+        monkeypatch.setenv(key, value)  # the job sets them, too; they are taken back after the test
+    controller = Controller()
+    controller.answers["scontrol show job -o 4711"] = line
+    monkeypatch.setattr(scontrol, "_run", controller.run)
+    setup = SimpleNamespace(run_training=train)  # the real module imports DeepSpeed, which takes seconds
+    monkeypatch.setitem(sys.modules, "motionmae.training.setup", setup)
+    monkeypatch.setattr(TrainJob, "preflight", lambda *_: None)
+    monkeypatch.setattr(Chain, "goes_on_without", lambda _: links)
+    run = TrainJob(load_config("demo", ["monitoring.enabled=false"])).run
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        if status is None:
+            assert run(None) == "finished"
+        else:
+            with pytest.raises(SystemExit) as ended:
+                run(None)
+            assert ended.value.code == status
+        assert signal.getsignal(signal.SIGUSR2) is requeue
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    said = {2: "error: no shards\n", 74: "StorageError: no answer\n", 1: "ValueError: a bug\n"}.get(status or 0, "")
+    shown = capsys.readouterr().err
+    assert shown.endswith(said)
+    assert ("Traceback" in shown) is (status in (1, 74))
+    assert ("stopped by a signal before training began" in shown) is isinstance(end, Stopped)
 
 
 BECOME = """

@@ -6,6 +6,8 @@ import pytest
 
 from motionmae.config import Config, load_config, save_config
 from motionmae.errors import UserError
+from motionmae.runs.checkpoint_manifest import STATE
+from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.lease import acquire_lease
 from slurm.resume_check import check_resume, differing_settings
@@ -26,6 +28,22 @@ def test_a_running_run_keeps_its_settings(tmp_path: Path):
     check_resume(config_of(tmp_path, "engine.micro_batch_size=2", "launch.nodes=3"))  # may change
     with pytest.raises(UserError, match=r"cannot be resumed with optim\.epochs=50 \(was 300\)"):
         check_resume(config_of(tmp_path, "optim.epochs=50"))
+
+
+@pytest.mark.parametrize("damage", [None, "{", '{"config": 3}', "absent"])
+def test_the_newest_checkpoint_that_can_be_read_says_what_must_stay(tmp_path: Path, damage: str | None):
+    store = CheckpointStore(RunFolder(config_of(tmp_path).run_folder).checkpoints)
+    for step, epochs in ((10, 300), (20, 50)):
+        saved = config_of(tmp_path, f"optim.epochs={epochs}").model_dump(mode="json")
+        newest = store.commit(store.begin(step), step, {"config": saved}, [])
+    if damage == "absent":
+        (newest.folder / STATE).unlink()
+    elif damage is not None:
+        (newest.folder / STATE).write_text(damage)
+    kept, other = (300, 50) if damage else (50, 300)
+    check_resume(config_of(tmp_path, f"optim.epochs={kept}"))
+    with pytest.raises(UserError, match=rf"optim\.epochs={other} \(was {kept}\)"):
+        check_resume(config_of(tmp_path, f"optim.epochs={other}"))
 
 
 def test_the_differences_come_with_both_values(tmp_path: Path):

@@ -140,6 +140,40 @@ def test_every_change_of_a_member_is_announced() -> None:
     assert not member.lost
 
 
+def test_a_sign_of_life_is_noted_and_changes_nothing_else() -> None:
+    """The supervisor looks again at every change: signs of thousands of ranks must not wake it."""
+    heard: list[float] = []
+    changes: list[None] = []
+
+    async def run() -> None:
+        roll_call = RollCall(5, lambda: changes.append(None))
+        async with roll_call.listening("127.0.0.1"):
+            await asyncio.to_thread(visit, roll_call)
+
+    def visit(roll_call: RollCall) -> None:
+        membership = Membership(_invitation(roll_call))
+        while not roll_call.members:
+            time.sleep(0.01)
+        (member,) = roll_call.members
+        for what in ("alive", "alive", "trains"):
+            heard.append(member.heard_at)
+            said = time.monotonic()
+            membership._report(Report(what=what))
+            end = said + 10
+            while member.heard_at < said and time.monotonic() < end:
+                time.sleep(0.01)
+            if what == "alive":
+                assert (len(changes), member.trains, member.ended_at) == (1, False, 0)
+        heard.append(member.heard_at)
+        while len(changes) < 2:
+            time.sleep(0.01)
+        membership._lines.close()
+        membership._connection.close()
+
+    asyncio.run(run())
+    assert heard == sorted(set(heard))
+
+
 def test_a_process_that_ends_without_a_word_has_the_time_of_its_end() -> None:
     def visit(roll_call: RollCall) -> None:
         membership = Membership(_invitation(roll_call))
