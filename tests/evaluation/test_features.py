@@ -174,9 +174,7 @@ def test_knn_command(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     figures = json.loads((tmp_path / "k.json").read_text())
     assert figures["top1"] == 100  # the same videos: each is its own nearest neighbour
     assert figures == {"step": 9, "top1": 100, "chance": 50, "videos": 18, "missing": 0, "train_missing": 0}
-    odd = str(
-        make_shards(tmp_path / "odd", shards=1, samples=7, classes=2)
-    )  # four videos of the one class, three of the other
+    odd = str(make_shards(tmp_path / "odd", shards=1, samples=7, classes=2))  # four videos of a class, three of another
     assert main([*argv[:5], odd, *argv[6:]]) == 0
     figures = json.loads((tmp_path / "k.json").read_text())
     assert (figures["chance"], figures["videos"]) == (100 * 4 / 7, 7)
