@@ -259,10 +259,10 @@ def test_a_probe_keeps_its_encoder_over_attempts_and_no_other_attempt_s(tmp_path
     (folder.path / "stop").touch()
     write_json(folder.lease, {"number": 0, "id": "earlier", "host": "elsewhere", "pid": 1, "time": 0.0})
     save_file(build_motionmae(config.updated({"seed": 7})).state_dict(), folder.encoder)
-    left_over = folder.encoder.stat().st_ino
+    left_over = folder.encoder.read_bytes()
     assert run_ranks(1, run_all, [config]) == [["STOPPED"]]
     first = folder.encoder.stat()
-    assert first.st_ino != left_over
+    assert folder.encoder.read_bytes() != left_over
     init.unlink()  # deleted by its pre-training
     assert run_ranks(1, run_all, [config]) == [["FINISHED"]]
-    assert folder.encoder.stat().st_ino == first.st_ino
+    assert (folder.encoder.stat().st_ino, folder.encoder.stat().st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
