@@ -58,13 +58,13 @@ def test_frames_of_a_file_are_those_of_opencv(tmp_path: Path):
 
 
 def test_a_sample_has_the_masks_of_its_number(trained_run: Path, tmp_path: Path):
-    heights = 3 * reconstructions.LINE, reconstructions.LINE + 4 * 32  # above the blocks, and of a block
+    height = reconstructions.LINE + 4 * 32  # of a block, below its title
     blocks = []
     for samples in (["3"], ["1", "3"]):
         out = tmp_path / f"{len(samples)}.png"
         assert main(["reconstruct", str(trained_run), "--samples", *samples, "--out", str(out)]) == 0
         with Image.open(out) as picture:
-            blocks.append(np.array(picture)[-heights[1] :])
+            blocks.append(np.array(picture)[-height:])
     assert np.array_equal(*blocks)
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments.real_video.encoders import Floats, cell_features
+from benchmarks.experiments.real_video.encoders import cell_features
 from benchmarks.experiments.real_video.hand_made import features_of
 from benchmarks.experiments.real_video.readout import (
     DECAYS,
     NEIGHBOURS,
     SPLITS,
+    Floats,
     Folds,
     Part,
     accuracy,
@@ -88,7 +89,7 @@ def _run(options: argparse.Namespace) -> int:
         name, is_named, weights = named.partition("=")
         if not is_named:
             raise UserError(f"--encoder {named} has no name: write NAME={named}")
-        rows.append(_row(name, parts, cell_features(weights, readers), options))
+        rows.append(_row(name, parts, cell_features(weights, readers, options.mirror), options))
     train, test = parts
     split = SPLITS[options.split]
     baseline = mean(accuracy(most_frequent, (0,), split(train, test, seed), seed)[0] for seed in options.seed)
@@ -144,8 +145,8 @@ def _row(
 ) -> dict[str, Any]:
     """Classify by the features of the videos of both folders, each followed by those of their mirror images."""
     train, test = (
-        Part(values[0], part.labels, part.groups, values[1] if options.mirror else None)
-        for values, part in zip(features, parts, strict=True)
+        Part(values, part.labels, part.groups, *mirrored)
+        for (values, *mirrored), part in zip(features, parts, strict=True)
     )
     row: dict[str, Any] = {"features": name}
     methods = {"logistic_regression": (logistic_regression, DECAYS), "neighbours": (nearest_neighbours, NEIGHBOURS)}

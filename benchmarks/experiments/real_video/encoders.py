@@ -1,6 +1,7 @@
 """Features of a frozen encoder for a linear probe: the tokens of whole videos, pooled in cells of time and place."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,12 +9,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool3d
 
+from benchmarks.experiments.real_video.readout import Floats
 from motionmae.checkpointing.load_weights import fingerprint
-from motionmae.config import ClipConfig, EngineConfig
+from motionmae.config import ClipConfig, Config, EngineConfig
+from motionmae.data.clip_decoder import read_frames
 from motionmae.data.clip_sampling import Crop, check_windows, stored_step
 from motionmae.data.held_out.views import dense_views
 from motionmae.data.jpeg import Target, decode_clips
 from motionmae.data.shards.reader import ShardReader
+from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.process_group import distributed
 from motionmae.errors import UserError
 from motionmae.evaluation.cache_key import CacheKey
@@ -26,8 +30,6 @@ CLIPS = 3
 """Clips of a video, evenly spread from its first frame to its last."""
 TIMES, CELLS = 2, 4
 """Cells of a clip along time, and along height and width."""
-
-Floats = NDArray[np.float32]
 
 
 class CellPooling(nn.Module):
@@ -50,24 +52,23 @@ class CellPooling(nn.Module):
         return torch.stack([mean, (square - mean.square()).clamp(min=0).sqrt()], 1).flatten(1)
 
 
-def read_whole_frames(reader: ShardReader, sample: int, clip: ClipConfig) -> NDArray[np.uint8]:
-    """Read CLIPS clips and their mirror images: uint8 (2 * CLIPS, T, size, size, 3).
+def read_whole_frames(reader: ShardReader, sample: int, clip: ClipConfig, mirror: bool) -> NDArray[np.uint8]:
+    """Read CLIPS clips, followed by their mirror images if ``mirror``: uint8 (CLIPS or 2 * CLIPS, T, size, size, 3).
 
     Whole frames are scaled to the square, so that nothing at their edges is lost.
     """
     meta = reader.read_meta(sample)
     views = dense_views(meta.frames, clip.frames, stored_step(clip, meta.stride), CLIPS)
-    clips = np.empty((2 * CLIPS, clip.frames, clip.size, clip.size, 3), np.uint8)
-    crops = [Crop(0, 0, meta.height, meta.width, flip) for flip in (False, True)]
-    cuts = [(frames, crop) for crop in crops for frames in views]
-    numbers = sorted({number for frames in views for number in frames})
-    jpegs = dict(zip(numbers, reader.read_frames(sample, numbers), strict=True))
-    decode_clips(jpegs, meta, [Target(frames, crop, out) for (frames, crop), out in zip(cuts, clips, strict=True)])
+    crops = [Crop(0, 0, meta.height, meta.width, flip) for flip in ((False, True) if mirror else (False,))]
+    clips = np.empty((len(crops) * CLIPS, clip.frames, clip.size, clip.size, 3), np.uint8)
+    cuts = ((frames, crop) for crop in crops for frames in views)
+    targets = [Target(*cut, out) for cut, out in zip(cuts, clips, strict=True)]
+    decode_clips(read_frames(reader, sample, targets), meta, targets)
     return clips
 
 
-def cell_features(weights: str, readers: Sequence[ShardReader]) -> list[tuple[Floats, Floats]]:
-    """Return the features of all samples and of their mirror images, (N, D) each, for each reader.
+def cell_features(weights: str, readers: Sequence[ShardReader], mirror: bool) -> list[tuple[Floats, ...]]:
+    """Return the features (N, D) of all samples, and those of their mirror images if ``mirror``, for each reader.
 
     They are kept beside the weights, so that a second run does not compute them again. Raises UserError if a video
     cannot be read.
@@ -75,25 +76,28 @@ def cell_features(weights: str, readers: Sequence[ShardReader]) -> list[tuple[Fl
     with distributed(EngineConfig()) as rank:
         source = choose_weights(rank, weights, None, ())
         embedding, loaded = load_embedding(source)
-        model, config = CellPooling(embedding.encoder), loaded.config
-        frozen = FrozenModel(model, config, rank.device, batch=2 * CLIPS)
-        found = []
-        for reader in readers:
-            check_windows(reader.manifest, reader.folder, config.clip)
-            settings = {"readout": [CLIPS, TIMES, CELLS], "precision": frozen.precision, **config.clip.model_dump()}
-            key = CacheKey(fingerprint(model), reader.manifest.fingerprint, settings)
-            results = infer(
-                items_of(reader),
-                lambda name, reader=reader: read_whole_frames(reader, int(name), config.clip),  # type: ignore[misc]
-                lambda clips: frozen(clips).reshape(2, -1).numpy(),
-                source.results / "real_video" / key.digest,
-                key,
-                rank,
-                f"{reader.manifest.dataset} {reader.manifest.split}",
-                config.data.threads,
-            )
-            if results.unreadable:
-                raise UserError(f"{reader.folder} has unreadable videos: check it with `motionmae shards verify`")
-            values = np.stack([results.values[str(sample)] for sample in range(reader.manifest.samples)])
-            found.append((values[:, 0], values[:, 1]))
-        return found
+        frozen = FrozenModel(CellPooling(embedding.encoder), loaded.config, rank.device, batch=CLIPS)
+        work = source.results / "real_video"
+        return [_features_of(reader, frozen, loaded.config, work, rank, mirror) for reader in readers]
+
+
+def _features_of(
+    reader: ShardReader, frozen: FrozenModel, config: Config, work: Path, rank: DistributedContext, mirror: bool
+) -> tuple[Floats, ...]:
+    check_windows(reader.manifest, reader.folder, config.clip)
+    settings = {"readout": [CLIPS, TIMES, CELLS], "mirror": mirror, "precision": frozen.precision}
+    key = CacheKey(fingerprint(frozen.model), reader.manifest.fingerprint, settings | config.clip.model_dump())
+    results = infer(
+        items_of(reader),
+        lambda name: read_whole_frames(reader, int(name), config.clip, mirror),
+        lambda clips: frozen(clips).unflatten(0, (-1, CLIPS)).flatten(1).numpy(),
+        work / key.digest,
+        key,
+        rank,
+        f"{reader.manifest.dataset} {reader.manifest.split}",
+        config.data.threads,
+    )
+    if results.unreadable:
+        raise UserError(f"{reader.folder} has unreadable videos: check it with `motionmae shards verify`")
+    values = np.stack([results.values[str(sample)] for sample in range(reader.manifest.samples)])
+    return tuple(values.swapaxes(0, 1))

@@ -95,10 +95,12 @@ def test_cells_hold_the_mean_and_the_deviation_of_their_tokens(frames, size, wid
 
 def test_clips_span_the_video_with_whole_frames_and_their_mirror_images(tmp_path: Path):
     reader = open_reader(make_shards(tmp_path / "shards"))
-    clips = read_whole_frames(reader, 0, ClipConfig(frames=4, size=16, stride=2, cube_size=8)).astype(int)
+    clips = read_whole_frames(reader, 0, ClipConfig(frames=4, size=16, stride=2, cube_size=8), True).astype(int)
     assert clips.shape == (2 * CLIPS, 4, 16, 16, 3)
     assert (clips[:CLIPS, :, :, 0] > 250).all()  # the white edge
     assert np.abs(clips[CLIPS:] - clips[:CLIPS, :, :, ::-1]).max() == 0
+    alone = read_whole_frames(reader, 0, ClipConfig(frames=4, size=16, stride=2, cube_size=8), False)
+    assert np.array_equal(alone, clips[:CLIPS])
     grey = clips[:CLIPS, :, 8, 12, 0]
     starts = [0, 6, 12]  # candidates 0, 2, ... 18; of 6 surplus ones 0, 3 and 6
     assert np.abs(grey - [[120 - 6 * (start + 2 * frame) for frame in range(4)] for start in starts]).max() <= 2
@@ -107,15 +109,17 @@ def test_clips_span_the_video_with_whole_frames_and_their_mirror_images(tmp_path
 def test_features_are_kept_beside_the_weights(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     reader = open_reader(make_shards(tmp_path / "shards"))
-    ((features, mirrored),) = cell_features(str(weights), [reader])
+    ((features, mirrored),) = cell_features(str(weights), [reader], True)
     assert features.shape == mirrored.shape == (4, CLIPS * 2 * 24 * TIMES * CELLS * CELLS)
     assert np.abs(features - mirrored).max() > 1e-3
     files = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
-    ((again, _),) = cell_features(str(weights), [reader])
+    ((again, _),) = cell_features(str(weights), [reader], True)
     assert np.array_equal(features, again)
     kept = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
     assert {path: kept[path] for path in files} == files
     assert sum(map(len, kept.values())) == sum(map(len, files.values()))  # nothing was computed again
+    ((alone,),) = cell_features(str(weights), [reader], False)
+    assert np.allclose(alone, features, atol=1e-6)
 
 
 def test_a_row_of_an_encoder(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
